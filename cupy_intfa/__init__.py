@@ -1,0 +1,20 @@
+"""INT8 FlashAttention in CUDA C++, compiled at run time by CuPy, driven from NumPy-style Python."""
+
+from cupy_intfa.attention import attention, attention_quantized, explain, quantize_qkv
+from cupy_intfa.plan import Plan
+from cupy_intfa.quantize import QuantizedQKV
+from cupy_intfa.recipe import PRESETS, Recipe, get_recipe
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "PRESETS",
+    "Plan",
+    "QuantizedQKV",
+    "Recipe",
+    "attention",
+    "attention_quantized",
+    "explain",
+    "get_recipe",
+    "quantize_qkv",
+]

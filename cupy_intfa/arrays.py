@@ -1,0 +1,182 @@
+"""Which array library the caller uses: take its arrays in without a copy, give the same kind back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import array_api_compat
+import ml_dtypes
+import numpy as np
+
+from cupy_intfa.quantize.arithmetic import Array
+
+KINDS = ("numpy", "cupy", "torch", "jax")
+
+
+@dataclass(frozen=True, eq=False)
+class Operands:
+    """The caller's arrays, seen as NumPy or CuPy arrays of the same memory.
+
+    Parameters
+    ----------
+    arrays : tuple of array
+        In the caller's order, shape and layout.
+    kind : {"numpy", "cupy", "torch", "jax"}
+        The caller's library.
+    device : int or None
+        CUDA device ordinal; None on the CPU.
+    """
+
+    arrays: tuple[Array, ...]
+    kind: str
+    device: int | None
+
+
+def kind_of(x: object) -> str:
+    """Name the library of an array.
+
+    Parameters
+    ----------
+    x : object
+        Anything.
+
+    Returns
+    -------
+    {"numpy", "cupy", "torch", "jax"}
+        Recognised through ``sys.modules``: nothing is imported.
+
+    Raises
+    ------
+    TypeError
+        When it is none of these.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> kind_of(np.zeros(3))
+    'numpy'
+    >>> kind_of([1.0, 2.0])
+    Traceback (most recent call last):
+        ...
+    TypeError: got a list: expected an array of numpy, cupy, torch or jax
+    """
+    if isinstance(x, np.ndarray):
+        return "numpy"
+    if array_api_compat.is_cupy_array(x):
+        return "cupy"
+    if array_api_compat.is_torch_array(x):
+        return "torch"
+    if array_api_compat.is_jax_array(x):
+        return "jax"
+    raise TypeError(f"got a {type(x).__name__}: expected an array of {', '.join(KINDS[:-1])} or {KINDS[-1]}")
+
+
+def take_in(**named: Any) -> Operands:
+    """See arrays of one library as NumPy (on the CPU) or CuPy (on a GPU) arrays, without copying.
+
+    Parameters
+    ----------
+    **named
+        The arrays, by the names that error messages use.
+
+    Returns
+    -------
+    Operands
+        Views in the order given.
+
+    Raises
+    ------
+    TypeError
+        For something that is no array, for arrays of different libraries, for a tensor that requires a gradient.
+    ValueError
+        For arrays on different devices.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> take_in(q=np.zeros(2), k=np.zeros(2)).kind
+    'numpy'
+    """
+    kinds: dict[str, str] = {}
+    for name, x in named.items():
+        try:
+            kinds[name] = kind_of(x)
+        except TypeError as error:
+            raise TypeError(f"{name}: {error}") from None
+    first = next(iter(kinds))
+    for name, kind in kinds.items():
+        if kind != kinds[first]:
+            raise TypeError(f"{first} is a {kinds[first]} array and {name} a {kind} array: expected one library")
+    views = [_view(name, x, kinds[name]) for name, x in named.items()]
+    for (name, _), (_, device) in zip(named.items(), views, strict=True):
+        if device != views[0][1]:
+            raise ValueError(f"{first} is on {_place(views[0][1])} and {name} on {_place(device)}: expected one device")
+    return Operands(tuple(view for view, _ in views), kinds[first], views[0][1])
+
+
+def give_back(x: Array, operands: Operands) -> Any:
+    """Turn a NumPy or CuPy result into an array of the caller's kind, without copying.
+
+    Parameters
+    ----------
+    x : array
+        NumPy when the operands are on the CPU, CuPy otherwise.
+    operands : Operands
+        What the caller passed.
+
+    Returns
+    -------
+    array
+        Of ``operands.kind``, on the same device.
+    """
+    if operands.kind == "torch":
+        import torch
+
+        if x.dtype.name == "bfloat16":
+            return torch.from_dlpack(x.view(np.int16)).view(torch.bfloat16)
+        return torch.from_dlpack(x)
+    if operands.kind == "jax":
+        import jax.numpy as jnp
+
+        # JAX arrays are immutable and XLA may ask for another alignment: from NumPy it decides itself whether to copy.
+        return jnp.asarray(x) if operands.device is None else jnp.from_dlpack(x)
+    return x
+
+
+def _place(device: int | None) -> str:
+    return "the CPU" if device is None else f"CUDA device {device}"
+
+
+def _view(name: str, x: Any, kind: str) -> tuple[Array, int | None]:
+    if kind == "numpy":
+        return x, None
+    if kind == "cupy":
+        return x, int(x.device.id)
+    return _view_torch(name, x) if kind == "torch" else _view_jax(x)
+
+
+def _view_torch(name: str, x: Any) -> tuple[Array, int | None]:
+    if x.requires_grad:
+        raise TypeError(f"{name} requires a gradient and there is no backward pass: pass {name}.detach()")
+    bfloat16 = str(x.dtype) == "torch.bfloat16"
+    if bfloat16:  # NumPy's DLPack has no bfloat16: it travels as int16
+        import torch
+
+        x = x.view(torch.int16)
+    if x.device.type == "cpu":
+        view, device = np.from_dlpack(x), None
+    else:
+        import cupy
+
+        view, device = cupy.from_dlpack(x), int(x.device.index)
+    return (view.view(ml_dtypes.bfloat16) if bfloat16 else view), device
+
+
+def _view_jax(x: Any) -> tuple[Array, int | None]:
+    device = next(iter(x.devices()))
+    if device.platform == "cpu":
+        return np.asarray(x), None
+    import cupy
+
+    return cupy.from_dlpack(x), int(device.local_hardware_id)

@@ -1,0 +1,335 @@
+"""The pipeline: arrays in, validate, quantise, plan, run, array out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from cupy_intfa.arrays import Operands, give_back, kind_of, take_in
+from cupy_intfa.plan import Plan, make_plan
+from cupy_intfa.problem import DTYPES, AttentionProblem, make_problem
+from cupy_intfa.quantize import QuantizedQKV, quantize_arrays
+from cupy_intfa.quantize.arithmetic import Array
+from cupy_intfa.recipe import DEFAULT_RECIPE, Recipe, get_recipe
+from cupy_intfa.reference import emulator
+
+
+def attention(
+    q: Any,
+    k: Any,
+    v: Any,
+    *,
+    is_causal: bool = False,
+    causal_alignment: str | None = None,
+    scale: float | None = None,
+    layout: str = "bhsd",
+    recipe: str | Recipe = DEFAULT_RECIPE,
+    return_lse: bool = False,
+    out: Any = None,
+    check_finite: bool = False,
+    backend: str = "auto",
+) -> Any:
+    """Quantise q, k and v and compute attention with integer products.
+
+    Parameters
+    ----------
+    q : array (B, Hq, Sq, D)
+        Queries: float16, bfloat16, float32 or float64; NumPy, CuPy, torch or JAX; any strides. Never written.
+    k, v : array (B, Hkv, Skv, D)
+        Keys and values of the same library, device and dtype; Hq is a multiple of Hkv. D ≤ 256.
+        ``layout="bshd"`` exchanges the axes H and S; arrays without the batch axis are accepted.
+    is_causal : bool
+        Hide the keys behind each query's position.
+    causal_alignment : {"top_left", "bottom_right"}, optional
+        What "behind" means when Sq ≠ Skv: j ≤ i (PyTorch, JAX) or j ≤ i + Skv − Sq (flash-attn).
+    scale : float, optional
+        Factor of the scores, finite and above 0; 1/√D if not given.
+    layout : {"bhsd", "bshd"}
+        Order of the axes of q, k, v and the output.
+    recipe : str or Recipe
+        The numerics: a name in `PRESETS` or a `Recipe`.
+    return_lse : bool
+        Also return the log-sum-exp.
+    out : array, optional
+        Filled and returned; shape, dtype and library of the output. Not for JAX, whose arrays are immutable.
+    check_finite : bool
+        Raise for a NaN or infinity in q, k or v instead of making the rows that it reaches NaN.
+    backend : {"auto", "numpy", "cuda"}
+        Where to run; ``explain`` tells what ``auto`` means for a call.
+
+    Returns
+    -------
+    out : array
+        Shape, dtype and library of q. A row that sees no key is 0.
+    lse : array (B, Hq, Sq), float32
+        Natural log-sum-exp of the scores, only if ``return_lse``; −inf for a row that sees no key.
+
+    Raises
+    ------
+    ValueError
+        For shapes, sizes, scale, layout, alignment, recipe, backend or ``out`` that do not fit; with
+        ``check_finite`` for input that is not finite.
+    TypeError
+        For dtypes, array libraries or values of the wrong type.
+    NotImplementedError
+        For ``backend="cuda"`` where no CUDA kernel can run the call.
+
+    Notes
+    -----
+    Source: arXiv 2409.16997, Algorithm 1 (``recipe="paper"``). A NaN or infinity in row i of q makes row i of the
+    output NaN; one in k or v makes all rows of the heads that read it NaN, also where a mask hides it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> rng = np.random.default_rng(0)
+    >>> q, k, v = rng.standard_normal((3, 1, 2, 128, 64), dtype=np.float32)
+    >>> out, lse = attention(q, k, v, is_causal=True, recipe="precise", return_lse=True)
+    >>> out.shape, out.dtype.name, lse.shape
+    ((1, 2, 128, 64), 'float32', (1, 2, 128))
+    """
+    recipe = get_recipe(recipe)
+    operands, problem = _read(q, k, v, is_causal, causal_alignment, scale, layout)
+    target = _check_out(out, problem, operands)
+    plan = make_plan(problem, recipe, backend)
+    qkv = _quantise(operands, problem, recipe, check_finite)
+    o, lse = _run(qkv, plan, operands, target)
+    o = o if out is None else out
+    return (o, lse) if return_lse else o
+
+
+def quantize_qkv(
+    q: Any,
+    k: Any,
+    v: Any,
+    *,
+    recipe: str | Recipe = DEFAULT_RECIPE,
+    layout: str = "bhsd",
+    check_finite: bool = False,
+    backend: str = "auto",
+) -> QuantizedQKV:
+    """Quantise q, k and v once, to run attention on them later.
+
+    Parameters
+    ----------
+    q, k, v, recipe, layout, check_finite, backend
+        As in `attention`.
+
+    Returns
+    -------
+    QuantizedQKV
+        Codes, scales, means and marks; ``save`` and ``load`` keep it in an ``.npz`` file.
+
+    Raises
+    ------
+    ValueError, TypeError, NotImplementedError
+        As `attention`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> q, k, v = np.random.default_rng(0).standard_normal((3, 1, 2, 128, 64))
+    >>> qkv = quantize_qkv(q, k, v, recipe="paper")
+    >>> qkv.k.dtype.name, qkv.k_scale.shape
+    ('int8', (1, 2, 128))
+    >>> bool((attention_quantized(qkv) == attention(q, k, v, recipe="paper")).all())
+    True
+    """
+    recipe = get_recipe(recipe)
+    operands, problem = _read(q, k, v, False, None, None, layout)
+    make_plan(problem, recipe, backend)
+    return _quantise(operands, problem, recipe, check_finite)
+
+
+def attention_quantized(
+    qkv: QuantizedQKV,
+    *,
+    is_causal: bool = False,
+    causal_alignment: str | None = None,
+    scale: float | None = None,
+    return_lse: bool = False,
+    out: Any = None,
+    out_dtype: Any = None,
+    backend: str = "auto",
+) -> Any:
+    """Compute attention on quantised inputs: bit for bit what `attention` gives on the originals.
+
+    Parameters
+    ----------
+    qkv : QuantizedQKV
+        From `quantize_qkv`; it knows recipe, layout and dtype.
+    is_causal, causal_alignment, scale, return_lse, out, backend
+        As in `attention`.
+    out_dtype : dtype, optional
+        float16, bfloat16, float32 or float64; the dtype of the original inputs if not given.
+
+    Returns
+    -------
+    out, lse
+        As `attention`, as arrays of the library that ``qkv`` holds (NumPy or CuPy).
+
+    Raises
+    ------
+    ValueError, TypeError, NotImplementedError
+        As `attention`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> q, k, v = np.random.default_rng(0).standard_normal((3, 1, 2, 16, 64))
+    >>> attention_quantized(quantize_qkv(q, k, v), out_dtype=np.float16).dtype.name
+    'float16'
+    """
+    if not isinstance(qkv, QuantizedQKV):
+        raise TypeError(f"qkv is a {type(qkv).__name__}: expected a QuantizedQKV, made by quantize_qkv")
+    operands = take_in(q=qkv.q)
+    dtype = qkv.dtype if out_dtype is None else _dtype_name(out_dtype)
+    kv_shape = _user_shape(qkv.k.shape, qkv.layout, qkv.batched)
+    problem = make_problem(
+        _user_shape(qkv.q.shape, qkv.layout, qkv.batched),
+        kv_shape,
+        kv_shape,
+        (dtype, dtype, dtype),
+        is_causal=is_causal,
+        causal_alignment=causal_alignment,
+        scale=scale,
+        layout=qkv.layout,
+    )
+    target = _check_out(out, problem, operands)
+    o, lse = _run(qkv, make_plan(problem, qkv.recipe, backend), operands, target)
+    o = o if out is None else out
+    return (o, lse) if return_lse else o
+
+
+def explain(
+    q: Any,
+    k: Any,
+    v: Any,
+    *,
+    is_causal: bool = False,
+    causal_alignment: str | None = None,
+    scale: float | None = None,
+    layout: str = "bhsd",
+    recipe: str | Recipe = DEFAULT_RECIPE,
+    backend: str = "auto",
+) -> Plan:
+    """Tell what `attention` would run for the same arguments, and why. Nothing is launched.
+
+    Parameters
+    ----------
+    q, k, v, is_causal, causal_alignment, scale, layout, recipe, backend
+        As in `attention`; the same errors.
+
+    Returns
+    -------
+    Plan
+        ``print`` it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> q = np.zeros((1, 2, 128, 64), np.float16)
+    >>> explain(q, q, q, is_causal=True).key_tile
+    128
+    """
+    _, problem = _read(q, k, v, is_causal, causal_alignment, scale, layout)
+    return make_plan(problem, get_recipe(recipe), backend)
+
+
+def _read(
+    q: Any, k: Any, v: Any, is_causal: bool, alignment: str | None, scale: float | None, layout: str
+) -> tuple[Operands, AttentionProblem]:
+    operands = take_in(q=q, k=k, v=v)
+    q_view, k_view, v_view = operands.arrays
+    problem = make_problem(
+        q_view.shape,
+        k_view.shape,
+        v_view.shape,
+        (q_view.dtype.name, k_view.dtype.name, v_view.dtype.name),
+        is_causal=is_causal,
+        causal_alignment=alignment,
+        scale=scale,
+        layout=layout,
+    )
+    return operands, problem
+
+
+def _dtype_name(dtype: Any) -> str:
+    if isinstance(dtype, str):
+        name = dtype
+    else:
+        try:
+            name = np.dtype(dtype).name
+        except TypeError:
+            name = str(dtype)
+    if name not in DTYPES:
+        raise TypeError(f"out_dtype={name}: expected one of {', '.join(DTYPES)}")
+    return name
+
+
+def _numpy_dtype(name: str) -> np.dtype[Any]:
+    return np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
+
+
+def _user_shape(shape: tuple[int, ...], layout: str, batched: bool) -> tuple[int, ...]:
+    batch, heads, length, head_dim = shape
+    full = (batch, heads, length, head_dim) if layout == "bhsd" else (batch, length, heads, head_dim)
+    return full if batched else full[1:]
+
+
+def _to_bhsd(x: Array, layout: str, batched: bool) -> Array:
+    x = x if batched else x[None]
+    return x if layout == "bhsd" else x.swapaxes(1, 2)
+
+
+def _check_out(out: Any, problem: AttentionProblem, operands: Operands) -> Array | None:
+    """See ``out`` as an array of the working library, in the caller's layout."""
+    if out is None:
+        return None
+    if kind_of(out) != operands.kind:
+        raise TypeError(f"out is a {kind_of(out)} array: expected {operands.kind}, like q")
+    if operands.kind == "jax":
+        raise TypeError("out is a JAX array, which cannot be filled: leave out= away")
+    target = take_in(out=out)
+    array = target.arrays[0]
+    if target.device != operands.device:
+        raise ValueError("out is on another device than q: expected the same")
+    if tuple(array.shape) != problem.out_shape:
+        raise ValueError(f"out has shape {tuple(array.shape)}: expected {problem.out_shape}")
+    if array.dtype.name != problem.dtype:
+        raise TypeError(f"out has dtype {array.dtype.name}: expected {problem.dtype}")
+    if isinstance(array, np.ndarray) and not array.flags.writeable:
+        raise ValueError("out is read-only: expected an array that can be written")
+    return array
+
+
+def _quantise(operands: Operands, problem: AttentionProblem, recipe: Recipe, check_finite: bool) -> QuantizedQKV:
+    views = [_to_bhsd(x, problem.layout, problem.batched) for x in operands.arrays]
+    if check_finite:
+        for name, view in zip("qkv", views, strict=True):
+            _refuse_non_finite(name, view)
+    return quantize_arrays(*views, recipe=recipe, layout=problem.layout, batched=problem.batched)
+
+
+def _refuse_non_finite(name: str, x: Array) -> None:
+    with np.errstate(over="ignore"):
+        bad = np.argwhere(~np.isfinite(x.astype(np.float32)))
+    if len(bad):
+        where = tuple(int(i) for i in bad[0])
+        raise ValueError(
+            f"{name} holds {len(bad)} values that are not finite in float32, the first at (batch, head, token, "
+            f"channel) = {where}: clean the input, or pass check_finite=False to get NaN in the rows they reach"
+        )
+
+
+def _run(qkv: QuantizedQKV, plan: Plan, operands: Operands, target: Array | None) -> tuple[Any, Any]:
+    problem = plan.problem
+    o, lse = emulator.attention(qkv, scale=problem.scale, key_tile=plan.key_tile, causal_offset=problem.causal_offset)
+    o = o if problem.layout == "bhsd" else o.swapaxes(1, 2)
+    if target is None:
+        target = np.empty(problem.out_shape, _numpy_dtype(problem.dtype))
+    with np.errstate(over="ignore"):
+        target[...] = o.reshape(problem.out_shape)
+    return give_back(target, operands), give_back(lse.reshape(problem.lse_shape), operands)

@@ -1,0 +1,1 @@
+"""References: the float64 oracle, and the integer-exact emulator of the kernels."""
