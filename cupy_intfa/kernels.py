@@ -11,7 +11,7 @@ def kernels_dir() -> Path:
     """
     Return the folder of the CUDA sources.
 
-    A wheel carries it inside the package; a checkout, and with it an editable install, has it beside the package.
+    A wheel carries it inside the package; a checkout, and so an editable install, has it beside the package.
 
     Returns
     -------

@@ -70,7 +70,7 @@ class Recipe:
     p_reference : {"running", "tile"}
         P relative to the running maximum of its row (the paper), or to the row's maximum in its key block.
     row_sum : {"quantised", "exact"}
-        The softmax denominator: the sum of the rounded P (the paper), or of P before its last rounding.
+        The softmax denominator: the sum of the rounded P (the paper), or of P in float32 before any rounding.
     key_order : {"first_to_last", "last_to_first"}
         Order of the key tiles.
     smooth_k, smooth_v : bool

@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
+from cupy_intfa.quantize.arithmetic import FLOAT32_TINY
 from cupy_intfa.quantize.codes import FORMATS, round_to_format
 from cupy_intfa.quantize.keys import scale_per_token
 from cupy_intfa.quantize.qkv import QuantizedQKV
@@ -258,20 +259,20 @@ def _scores(queries: _Queries, keys: _Keys, cols: slice, k_granularity: str) -> 
         t = (queries.c * keys.k_scale[cols.start])[:, None]
     else:
         t = queries.c[:, None] * keys.k_scale[cols]
-    x: Float64 = np.multiply(y, t, dtype=np.float64)
+    # A kernel flushes subnormals: t = 0 would make NaN of a masked score.
+    x: Float64 = np.multiply(y, np.maximum(t, FLOAT32_TINY), dtype=np.float64)
     return x
 
 
 def _probabilities(x: Float64, reference: Float32, recipe: Recipe) -> tuple[Float32, Float32]:
-    """P relative to the reference, rounded to its format, and P before its last rounding."""
+    """P relative to the reference, rounded to its format, and P in float32 before any rounding."""
     x += _round_down(_log2_top(recipe) - _finite_or_zero(reference))[:, None]
     p = x.astype(np.float32)  # what the FMA gives: the sum is exact to 53 bits before it is rounded to 24
     np.exp2(p, out=p)
     if recipe.pv == "int8x2":
         return np.rint(p), p
     if recipe.pv == "int8":
-        round_to_format(p, FORMATS["float16"])
-        return np.rint(p), p
+        return np.rint(round_to_format(p.copy(), FORMATS["float16"])), p
     return round_to_format(p.copy(), FORMATS[recipe.pv]), p
 
 
@@ -324,7 +325,8 @@ def _overflow_mark(queries: _Queries, keys: _Keys, qkv: QuantizedQKV) -> Float32
     largest = np.float32(FORMATS["int4" if recipe.qk_bits == 4 else recipe.qk].largest)
     with np.errstate(over="ignore"):
         reach = queries.c * keys.k_scale.max() * (largest * largest * np.float32(qkv.q.shape[3]))
-    return np.where(np.isfinite(reach), np.float32(0), np.float32(np.nan)).astype(np.float32)
+    mark: Float32 = np.where(np.isfinite(reach), np.float32(0), np.float32(np.nan))
+    return mark
 
 
 def _log2_top(recipe: Recipe) -> float:
