@@ -97,7 +97,8 @@ def _version(distribution: str) -> str | None:
 
 def _kernels_missing() -> str | None:
     """Ask the plan, which alone knows what can run."""
-    problem = make_problem(*[(1, 1, 64, 64)] * 3, ("float16",) * 3)
+    shape = (1, 1, 64, 64)
+    problem = make_problem(shape, shape, shape, ("float16",) * 3)
     try:
         make_plan(problem, get_recipe(), "cuda")
     except NotImplementedError as error:

@@ -1,7 +1,16 @@
-"""Where the CUDA sources are, and what identifies them."""
+"""The CUDA sources: where they are, what identifies them, and how they become kernels."""
+
+from __future__ import annotations
 
 import hashlib
+import logging
+import threading
+import time
+from functools import cache
 from pathlib import Path
+from typing import Any
+
+_log = logging.getLogger("cupy_intfa")
 
 _PACKAGED = Path(__file__).parent / "kernels_cu"
 _CHECKOUT = Path(__file__).parents[1] / "kernels_cu"
@@ -79,3 +88,96 @@ def source_digest() -> str:
         digest.update(f"{name}\0{len(content)}\0".encode())  # lengths, so that no text can pass for a border
         digest.update(content)
     return digest.hexdigest()
+
+
+_loaded: dict[tuple[int, str, tuple[str, ...]], Any] = {}
+_lock = threading.Lock()
+_CACHED_SECONDS = 0.3  # loading a cubin from CuPy's disk cache takes less, compiling a kernel more
+
+
+def source_text(name: str) -> str:
+    """
+    Return a source as it is compiled: the digest of all sources, and a #line that makes errors name the file.
+
+    Parameters
+    ----------
+    name : str
+        File name without ``.cu``.
+
+    Returns
+    -------
+    str
+        CUDA C++.
+    """
+    return f'// {_digest()}\n#line 1 "{name}.cu"\n{(kernels_dir() / f"{name}.cu").read_text()}'
+
+
+@cache
+def _digest() -> str:
+    return source_digest()
+
+
+def compile_options(defines: tuple[str, ...]) -> tuple[str, ...]:
+    """
+    Return the compiler options of a kernel, for any NVRTC.
+
+    Parameters
+    ----------
+    defines : tuple of str
+        ``NAME=value`` pairs, without the prefix ``INTFA_``.
+
+    Returns
+    -------
+    tuple of str
+        Options; the architecture is the caller's.
+    """
+    return ("--std=c++17", f"-I{kernels_dir()}", *(f"-DINTFA_{define}" for define in defines))
+
+
+def load_kernel(
+    name: str, defines: tuple[str, ...], device: int, shared_bytes: int = 0, entry: str | None = None
+) -> Any:
+    """
+    Compile a kernel for the current device, or find it: in this process, else in CuPy's disk cache.
+
+    Parameters
+    ----------
+    name : str
+        File name without ``.cu``.
+    defines : tuple of str
+        ``NAME=value`` pairs, without the prefix ``INTFA_``.
+    device : int
+        The current device.
+    shared_bytes : int
+        Dynamic shared memory that launches will ask for.
+    entry : str, optional
+        Entry point, if it is not called as the file.
+
+    Returns
+    -------
+    cupy.RawKernel
+        Ready to launch.
+    """
+    key = (device, entry or name, defines)
+    kernel = _loaded.get(key)
+    if kernel is not None:
+        return kernel
+    with _lock:
+        if key not in _loaded:
+            _loaded[key] = _compile(name, entry or name, defines, shared_bytes)
+        return _loaded[key]
+
+
+def _compile(name: str, entry: str, defines: tuple[str, ...], shared_bytes: int) -> Any:
+    import cupy
+
+    start = time.perf_counter()
+    module = cupy.RawModule(code=source_text(name), options=compile_options(defines), backend="nvrtc")
+    kernel = module.get_function(entry)
+    if shared_bytes > 48 * 1024:  # what a block may have without asking
+        kernel.max_dynamic_shared_size_bytes = shared_bytes
+    seconds = time.perf_counter() - start
+    if seconds > _CACHED_SECONDS:
+        # A warning, because Python shows nothing less by default and a first call that hangs for a second wants a word.
+        _log.warning("compiled %s (%s) in %.1f s, once: CuPy keeps it on disk", entry, " ".join(defines), seconds)
+    return kernel

@@ -162,8 +162,8 @@ def compare(actual: Any, expected: Any) -> Comparison:
         nan = math.nan
         return Comparison(count, nan, nan, nan, nan, nan, worst=non_finite.first, non_finite=non_finite)
     finite = np.isfinite(b)
-    difference = np.abs(np.subtract(a, b, out=np.full_like(b, -1.0), where=finite))  # -1: never the worst
-    worst = _element(a, b, int(difference.argmax())) if finite.any() else None
+    difference = np.abs(np.subtract(a, b, out=np.zeros_like(b), where=finite))
+    worst = _element(a, b, int(np.where(finite, difference, -1.0).argmax())) if finite.any() else None
     a, b, difference = a[finite], b[finite], difference[finite]
     norm_a, norm_b = float(np.linalg.norm(a)), float(np.linalg.norm(b))
     relative_rmse = _ratio(float(np.linalg.norm(difference)), norm_b)

@@ -19,7 +19,7 @@ struct AttentionParams {
     const u8* key_index;    // (B, Hkv, Skv) original place in its block of 64, or null
     void* out;              // (B, Hq, q_len, head_dim), type out_dtype, any strides
     float* lse;             // (B, Hq, q_len), or null
-    float* o_flush;         // (B, Hq, Sq, D) float32 partial sums of rows longer than 65 536 keys, or null
+    float* o_flush;         // (B, Hq, Sq, D) partial sums of rows of more than 65 536 keys, or null
     s64 out_stride[4];      // elements: batch, head, row, channel
     s32 heads, kv_heads, q_len, kv_len, head_dim;  // as the user gave them
     s32 q_pad, kv_pad;

@@ -1,0 +1,168 @@
+"""The command line: ``python -m cupy_intfa demo | info | check | explain``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from cupy_intfa.demo import FULL, QUICK, Demo, ErrorTable, draw, run_demo
+from cupy_intfa.environment import environment
+from cupy_intfa.plan import BACKENDS, make_plan
+from cupy_intfa.problem import ALIGNMENTS, DTYPES, make_problem
+from cupy_intfa.recipe import DEFAULT_RECIPE, PRESETS, get_recipe
+from cupy_intfa.selftest import self_test
+
+_PICTURE = "cupy_intfa_demo.png"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        Arguments; those of the process if not given.
+
+    Returns
+    -------
+    int
+        0, or 1 where a check failed or the picture that ``--output`` names could not be made.
+
+    Raises
+    ------
+    SystemExit
+        With status 2, for arguments that are not understood, cannot run or cannot be written to.
+
+    Examples
+    --------
+    >>> main(["explain", "--q-len", "128", "--head-dim", "64", "--causal"])
+    numpy: emulator, key tile 128, recipe fast
+      q (1, 8, 128, 64), k and v (1, 8, 128, 64), float16, layout bhsd, mask: query i sees keys up to i+0, scale 0.125
+      0.01691 Gop in both products
+      because backend='auto' and this version has no CUDA kernels yet
+    0
+    """
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    try:
+        return int(arguments.run(arguments))
+    except (ValueError, NotImplementedError, OSError) as error:  # a wrong shape, backend or path: the text says which
+        parser.exit(2, f"python -m cupy_intfa {arguments.command}: {error}\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m cupy_intfa", description="INT8 FlashAttention.")
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    demo = commands.add_parser("demo", help="the error of every preset on real activations, a table and a picture")
+    demo.add_argument("--quick", action="store_true", help="short synthetic sets")
+    demo.add_argument("--output", metavar="PNG", help=f"where the picture goes (default: {_PICTURE})")
+    demo.set_defaults(run=_demo)
+
+    info = commands.add_parser("info", help="versions, GPUs, kernels, and why what is missing is missing")
+    info.set_defaults(run=_info)
+
+    check = commands.add_parser("check", help="a self-test; exits with 1 if anything failed")
+    check.set_defaults(run=_check)
+
+    explain = commands.add_parser("explain", help="what a call would run, and why")
+    explain.set_defaults(run=_explain)
+    for name, default, text in (
+        ("batch", 1, "B"),
+        ("heads", 8, "Hq, heads of q"),
+        ("kv-heads", None, "Hkv, heads of k and v (default: as q)"),
+        ("q-len", 4096, "Sq, queries"),
+        ("kv-len", None, "Skv, keys (default: as q)"),
+        ("head-dim", 64, "D"),
+    ):
+        explain.add_argument(f"--{name}", type=int, default=default, metavar="N", help=text)
+    explain.add_argument("--dtype", choices=DTYPES, default="float16")
+    explain.add_argument("--causal", action="store_true", help="hide the keys behind each query")
+    explain.add_argument("--alignment", choices=ALIGNMENTS, help="of the causal mask, where Sq and Skv differ")
+    explain.add_argument("--recipe", choices=tuple(PRESETS), default=DEFAULT_RECIPE)
+
+    for command in (demo, check, explain):
+        command.add_argument("--backend", choices=BACKENDS, default="auto")
+    for command in commands.choices.values():
+        command.add_argument("--json", action="store_true", help="print JSON to stdout, and nothing else")
+    return parser
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=1))
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    demo = run_demo(QUICK if arguments.quick else FULL, arguments.backend)
+    if not arguments.json:
+        print(f"relative RMSE against float64: the layers of {demo.model} on real text, then synthetic sets\n")
+        print(_format(demo.table))
+        print(f"\nbackend {demo.backend}, {demo.seconds:.1f} s")
+    picture = _draw(demo, arguments.output or _PICTURE)
+    if arguments.json:
+        _print_json({**asdict(demo), "table": asdict(demo.table), "picture": picture})
+    elif picture:
+        print(f"picture: {picture}")
+    return int(picture is None and arguments.output is not None)
+
+
+def _draw(demo: Demo, file: str) -> str | None:
+    try:
+        draw(demo, file)
+    except ImportError as error:
+        print(f"no picture: {error}; pip install 'cupy-intfa[plot]' brings matplotlib", file=sys.stderr)
+        return None
+    return file
+
+
+def _format(table: ErrorTable) -> str:
+    head = " " * 12 + "".join(f"{'layer ' + name if name.isdigit() else name:>10}" for name in table.columns)
+    rows = (f"{name:<12}" + "".join(f"{error:#10.3g}" for error in row) for name, row in table.errors.items())
+    return "\n".join([head, *rows])
+
+
+def _info(arguments: argparse.Namespace) -> int:
+    found = environment()
+    if arguments.json:
+        _print_json(asdict(found))
+    else:
+        print(found)
+    return 0
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    checks = []
+    for check in self_test(arguments.backend):
+        checks.append(check)
+        if not arguments.json:
+            print(check, flush=True)
+    failed = sum(not check.passed for check in checks)
+    if arguments.json:
+        _print_json({"passed": failed == 0, "checks": [asdict(check) for check in checks]})
+    else:
+        print(f"{len(checks) - failed} of {len(checks)} checks passed")
+    return int(failed > 0)
+
+
+def _explain(arguments: argparse.Namespace) -> int:
+    heads = arguments.heads if arguments.kv_heads is None else arguments.kv_heads
+    length = arguments.q_len if arguments.kv_len is None else arguments.kv_len
+    kv_shape = (arguments.batch, heads, length, arguments.head_dim)
+    problem = make_problem(
+        (arguments.batch, arguments.heads, arguments.q_len, arguments.head_dim),
+        kv_shape,
+        kv_shape,
+        (arguments.dtype,) * 3,
+        is_causal=arguments.causal,
+        causal_alignment=arguments.alignment,
+    )
+    plan = make_plan(problem, get_recipe(arguments.recipe), arguments.backend)
+    if arguments.json:
+        _print_json({**asdict(plan), "operations": plan.operations})
+    else:
+        print(plan)
+    return 0

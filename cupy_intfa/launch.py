@@ -1,0 +1,91 @@
+"""Argument packing and launches. No decisions are taken here: the plan has them all."""
+
+from __future__ import annotations
+
+import struct
+from typing import Any
+
+import numpy as np
+
+from cupy_intfa.kernels import load_kernel
+from cupy_intfa.packing import Packing
+from cupy_intfa.plan import NO_MASK, CudaPlan, Plan
+from cupy_intfa.quantize.codes import FORMATS
+
+OUT_DTYPES = {"float16": 0, "bfloat16": 1, "float32": 2, "float64": 3}  # enum Dtype in kernels_cu/intfa/types.cuh
+
+# The arrays of AttentionParams in kernels_cu/intfa/params.cuh, in its order; then out, lse, o_flush, strides, numbers.
+_ARRAYS = (
+    "q",
+    "k",
+    "v",
+    "q_scale",
+    "q_mark",
+    "k_scale",
+    "k_scale_max",
+    "kv_mark",
+    "v_scale",
+    "v_mean",
+    "q_kmean",
+    "key_index",
+)
+_ATTENTION = struct.Struct(f"={len(_ARRAYS)}Q3Q4q10i4f")
+ATTENTION_PARAMS_BYTES = _ATTENTION.size
+
+
+def by_value(packed: bytes) -> np.void:
+    """Make the NumPy scalar that CuPy passes to a kernel by value."""
+    scalar: np.void = np.frombuffer(packed, np.dtype((np.void, len(packed))))[0]
+    return scalar
+
+
+def pointers(packing: Packing, workspace: int) -> dict[str, int]:
+    """Give the address of every array in a workspace at an address."""
+    return {name: workspace + region.offset for name, region in packing.regions.items()}
+
+
+def attention(plan: Plan, cuda: CudaPlan, workspace: int, out: int, out_strides: tuple[int, ...], lse: int) -> None:
+    """Launch the attention kernel on CuPy's current device and stream.
+
+    Parameters
+    ----------
+    plan : Plan
+        What runs.
+    cuda : CudaPlan
+        Its part for the GPU.
+    workspace : int
+        Address of the packing.
+    out : int
+        Address of the output, of the problem's dtype.
+    out_strides : tuple of int
+        Elements between batches, heads, rows and channels of the output.
+    lse : int
+        Address of the log-sum-exp (B, Hq, Sq), float32, or 0.
+    """
+    problem, recipe, packing = plan.problem, plan.recipe, cuda.packing
+    at = pointers(packing, workspace)
+    largest = FORMATS["int4" if recipe.qk_bits == 4 else recipe.qk].largest
+    scale = np.float32(problem.scale)
+    packed = _ATTENTION.pack(
+        *(at.get(name, 0) for name in _ARRAYS),
+        out,
+        lse,
+        at.get("o_flush", 0),
+        *out_strides,
+        problem.heads,
+        problem.kv_heads,
+        problem.q_len,
+        problem.kv_len,
+        problem.head_dim,
+        packing.q_len,
+        packing.kv_len,
+        NO_MASK if problem.causal_offset is None else problem.causal_offset,
+        recipe.key_order == "last_to_first",
+        OUT_DTYPES[problem.dtype],
+        scale,
+        scale * np.float32(1.4426950408889634),
+        np.float32(largest) * np.float32(largest) * np.float32(problem.head_dim),
+        np.log2(np.float32(recipe.p_top)),
+    )
+    kernel: Any = load_kernel(cuda.source, cuda.defines, cuda.device.ordinal, cuda.shared_bytes)
+    kernel((cuda.grid,), (cuda.threads,), (by_value(packed),), shared_mem=cuda.shared_bytes)

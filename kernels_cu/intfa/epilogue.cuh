@@ -1,0 +1,58 @@
+// From sums to answers: what every attention kernel does once per row and once per element.
+#pragma once
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include "params.cuh"
+
+// What a row needs in the epilogue. `empty` rows saw no key: output 0, lse -inf.
+struct RowEnd {
+    float inverse;  // 1 / l
+    float mark;     // 0 or NaN
+    bool empty;
+};
+
+// row_index = (b Hq + h) q_pad + row, kv_index = b Hkv + kv head; c = scale_log2 s_q of the row.
+__device__ __forceinline__ RowEnd end_row(const AttentionParams& p, s64 row_index, s64 kv_index, float c, float l) {
+    RowEnd row;
+    row.empty = l == 0.0f;
+    row.inverse = __frcp_rn(row.empty ? 1.0f : l);
+    row.mark = p.q_mark[row_index] + p.kv_mark[kv_index];
+    // Scores that could leave float32 make the row NaN; no score of another row can be infinite.
+    float reach = __fmul_rn(__fmul_rn(c, p.k_scale_max[kv_index]), p.score_reach);
+    if (!(reach < INTFA_INF)) row.mark = INTFA_NAN;
+    return row;
+}
+
+__device__ __forceinline__ float end_element(const RowEnd& row, float o, float v_scale, float v_mean) {
+    float value = __fmul_rn(__fmul_rn(o, row.inverse), v_scale) + v_mean;
+    return (row.empty ? 0.0f : value) + row.mark;
+}
+
+__device__ __forceinline__ float end_lse(const AttentionParams& p, const RowEnd& row, s64 row_index, float m, float l) {
+    float lse = (m + log2f(l) - p.log2_top) * kLn2;
+    if (p.q_kmean) lse += p.scale * p.q_kmean[row_index];
+    return (row.empty ? -INTFA_INF : lse) + row.mark;
+}
+
+__device__ __forceinline__ void store_element(const AttentionParams& p, s64 offset, float value) {
+    switch (p.out_dtype) {
+        case kFloat16: ((__half*)p.out)[offset] = __float2half_rn(value); break;
+        case kBFloat16: ((__nv_bfloat16*)p.out)[offset] = __float2bfloat16_rn(value); break;
+        case kFloat32: ((float*)p.out)[offset] = value; break;
+        default: ((double*)p.out)[offset] = value;
+    }
+}
+
+// Two neighbouring channels of a row; one 4-byte store where the output allows it.
+__device__ __forceinline__ void store_pair(const AttentionParams& p, s64 offset, bool both, float x, float y) {
+    bool aligned = both && p.out_stride[3] == 1 && (((u64)p.out >> 1) + (u64)offset) % 2 == 0;
+    if (aligned && p.out_dtype == kFloat16) {
+        *(__half2*)((__half*)p.out + offset) = __floats2half2_rn(x, y);
+    } else if (aligned && p.out_dtype == kBFloat16) {
+        *(__nv_bfloat162*)((__nv_bfloat16*)p.out + offset) = __floats2bfloat162_rn(x, y);
+    } else {
+        store_element(p, offset, x);
+        if (both) store_element(p, offset + p.out_stride[3], y);
+    }
+}

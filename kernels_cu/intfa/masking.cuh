@@ -1,0 +1,21 @@
+// Which tiles a block visits, and which scores of a tile a row does not see.
+#pragma once
+#include "config.cuh"
+#include "params.cuh"
+
+// Key tiles that any of the rows [first_row, first_row + rows) sees.
+__device__ __forceinline__ s32 visible_tiles(const AttentionParams& p, s32 first_row, s32 rows) {
+    s32 last_row = min(first_row + rows, p.q_len) - 1;
+    s32 keys = min(p.kv_len, last_row + p.causal_offset + 1);
+    return keys > 0 ? (keys + kBc - 1) / kBc : 0;
+}
+
+// The tile at key j0 has a key that row `first_row`, the most restricted of its warp, does not see.
+__device__ __forceinline__ bool needs_mask(const AttentionParams& p, s32 j0, s32 first_row) {
+    return j0 + kBc > min(p.kv_len, first_row + p.causal_offset + 1);
+}
+
+// Key at stored position j (`place`: its original place inside its block of 64) is hidden from `row`.
+__device__ __forceinline__ bool is_hidden(const AttentionParams& p, s32 j, s32 place, s32 row) {
+    return j >= p.kv_len || (j & ~63) + place > row + p.causal_offset;
+}

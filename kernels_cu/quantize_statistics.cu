@@ -1,0 +1,85 @@
+// Computes    per chunk of 128 tokens and channel: the sums of K and V that are smoothed, minimum and maximum of a V
+//             whose scale is per channel or tensor.
+// Grid/Block  1-D grid, one block per chunk of a head, those of K first where K is smoothed, then those of V where it
+//             needs anything; 2 kD threads.
+// Inputs      k, v of any float type and strides.
+// Outputs     scratch k_sum, v_sum, v_low, v_high (B, Hkv, chunks, kD); v_absmax = 0 for quantize_combine.
+// Tiles       128 tokens x kD channels.
+// Fragments   thread (pair, slot) has the tokens slot + 4 i, i = 0 ... 31, of two neighbouring channels.
+// Shared map  Shared: one row of channels per slot, for the sum, the minimum and the maximum.
+// Pipeline    none: blocks overlap each other. Eight loads of a thread at least are in flight together.
+// Sync        1 barrier, before the four slots are combined.
+// Numerics    the tree of mean_over_tokens: halves of the chunk are added up, the halves of that, ... The bits 6 to 2 of
+//             a token's place are folded in a thread, bits 1 and 0 across the slots.
+// Edges       a short chunk reads its last token again: that changes no extreme, and 0 is added in its stead.
+// Limits      none.
+// Twin        cupy_intfa.quantize.arithmetic.mean_over_tokens, absmax of the centred values (see quantize_combine.cu).
+#include "intfa/quantize_fold.cuh"
+#include "intfa/quantize_load.cuh"
+
+constexpr s32 kThreads = 2 * kD;
+constexpr s32 kPairs = kD / 2;
+
+struct Shared {
+    float sum[4][kD], low[4][kD], high[4][kD];
+};
+
+template <bool kSum, bool kRange>
+__device__ __forceinline__ void chunk_statistics(const QuantizeParams& p, const Input& input, s32 bh, s32 chunk,
+                                                 float* sum_out, float* low_out, float* high_out, Shared& shared) {
+    const s32 channel = 2 * (threadIdx.x % kPairs), slot = threadIdx.x / kPairs;
+    const Element* head = head_of(input, bh / p.kv_heads, bh % p.kv_heads);
+    float part[4][2], low[2] = {INTFA_INF, INTFA_INF}, high[2] = {-INTFA_INF, -INTFA_INF};
+#pragma unroll
+    for (s32 n = 0; n < 4; ++n) {
+        float x[8][2], column[2][8];
+#pragma unroll
+        for (s32 i = 0; i < 8; ++i) {
+            const s32 token = chunk * kChunk + slot + 4 * n + 16 * i;
+            load_channels(input, head, min(token, p.kv_len - 1), channel, p.head_dim, true, x[i]);
+        }
+#pragma unroll
+        for (s32 i = 0; i < 8; ++i) {
+            const s32 token = chunk * kChunk + slot + 4 * n + 16 * i;
+            clean(x[i]);
+#pragma unroll
+            for (s32 c = 0; c < 2; ++c) {
+                low[c] = fminf(low[c], x[i][c]);
+                high[c] = fmaxf(high[c], x[i][c]);
+                column[c][i] = token < p.kv_len ? x[i][c] : 0.0f;
+            }
+        }
+#pragma unroll
+        for (s32 c = 0; c < 2; ++c) part[n][c] = fold8(column[c]);
+    }
+#pragma unroll
+    for (s32 c = 0; c < 2; ++c) {
+        if constexpr (kSum) shared.sum[slot][channel + c] = fold4(part[0][c], part[1][c], part[2][c], part[3][c]);
+        if constexpr (kRange) shared.low[slot][channel + c] = low[c], shared.high[slot][channel + c] = high[c];
+    }
+    __syncthreads();
+    const s32 d = threadIdx.x;
+    if (d >= kD) return;
+    const s64 at = ((s64)bh * chunks_of(p.kv_len) + chunk) * kD + d;
+    if constexpr (kSum) sum_out[at] = fold4(shared.sum[0][d], shared.sum[1][d], shared.sum[2][d], shared.sum[3][d]);
+    if constexpr (kRange) {
+        low_out[at] = fminf(fminf(shared.low[0][d], shared.low[1][d]), fminf(shared.low[2][d], shared.low[3][d]));
+        high_out[at] = fmaxf(fmaxf(shared.high[0][d], shared.high[1][d]), fmaxf(shared.high[2][d], shared.high[3][d]));
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(kThreads) quantize_statistics(const __grid_constant__ QuantizeParams p) {
+    __shared__ Shared shared;
+    const u32 chunks = chunks_of(p.kv_len), per_input = (u32)p.batch * p.kv_heads * chunks;
+    const bool keys = kSmoothK && blockIdx.x < per_input;
+    const u32 index = blockIdx.x % per_input;
+    const s32 bh = (s32)(index / chunks), chunk = (s32)(index % chunks);
+    if (keys) {
+        if constexpr (kSmoothK) chunk_statistics<true, false>(p, p.k, bh, chunk, p.k_sum, nullptr, nullptr, shared);
+    } else {
+        if constexpr (kSmoothV || kRangeV) {
+            chunk_statistics<kSmoothV, kRangeV>(p, p.v, bh, chunk, p.v_sum, p.v_low, p.v_high, shared);
+            if (kVSpan == kTensor && chunk == 0 && threadIdx.x == 0) p.v_absmax[bh] = 0;
+        }
+    }
+}

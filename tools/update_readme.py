@@ -1,0 +1,163 @@
+"""Write the tables of README.md between their markers, from measured errors and from the presets themselves.
+
+Without options it reads ``notebooks/results/accuracy.json``, which ``--measure`` writes anew (NumPy, some seconds).
+"""
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+from dataclasses import asdict
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import cupy_intfa
+from cupy_intfa.demo import FULL, run_demo
+from cupy_intfa.environment import environment
+from cupy_intfa.recipe import DEFAULT_RECIPE, PRESETS, Recipe
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+RESULTS = ROOT / "notebooks" / "results" / "accuracy.json"
+
+
+def measure() -> dict[str, Any]:
+    """Run the demo and stamp what it found with what it ran on."""
+    demo, found = run_demo(FULL, backend="numpy"), environment()
+    describe = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    return {
+        "on": "CPU, NumPy",
+        "date": date.today().isoformat(),
+        "commit": subprocess.run(describe, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip(),
+        "version": cupy_intfa.__version__,
+        "python": found.python,
+        "packages": {name: found.packages[name] for name in ("numpy", "ml_dtypes")},
+        "model": demo.model,
+        "size": asdict(FULL),
+        "table": asdict(demo.table),
+        "lengths": asdict(demo.lengths),
+    }
+
+
+def markdown(head: list[str], rows: list[list[str]]) -> str:
+    """Lay out a table."""
+    rule = ["---"] + ["---:" if re.fullmatch(r"[\d.]+", cell) else "---" for cell in rows[0][1:]]
+    return "\n".join("| " + " | ".join(row) + " |" for row in [head, rule, *rows])
+
+
+def accuracy_table(results: dict[str, Any]) -> str:
+    """Relative RMSE, a row for each preset."""
+    columns, size = results["table"]["columns"], results["size"]
+    head = ["preset", *(f"layer {name}" if name.isdigit() else name for name in columns)]
+    rows = [[f"`{name}`", *(f"{x:#.3g}" for x in row)] for name, row in results["table"]["errors"].items()]
+    packages = ", ".join(f"{name} {version}" for name, version in results["packages"].items())
+    return (
+        f"{markdown(head, rows)}\n\n"
+        f"Layers and their mean: {results['model']} on the text in `cupy_intfa/data`. The other sets: "
+        f"{size['queries']} queries and {size['keys']} keys in {size['heads']} heads, D {size['head_dim']}. "
+        f"Measured on {results['on']}: version {results['version']}, commit {results['commit']}, {packages}, "
+        f"Python {results['python']}, {results['date']}."
+    )
+
+
+def growth_sentence(results: dict[str, Any]) -> str:
+    """Say what longer rows cost."""
+    lengths = results["lengths"]
+    growth = (
+        f"`{name}` from {lengths['errors'][name][0]:#.2g} to {lengths['errors'][name][-1]:#.2g}"
+        for name in ("paper", "fast", "precise", "half")
+    )
+    return f"From {lengths['columns'][0]} to {lengths['columns'][-1]} keys of N(0, 1): {', '.join(growth)}."
+
+
+def default_sentence(results: dict[str, Any]) -> str:
+    """Say how the default compares on the real activations."""
+    mean = results["table"]["columns"].index("mean")
+    errors = {name: row[mean] for name, row in results["table"]["errors"].items()}
+
+    def share(name: str) -> str:
+        return f"`{name}` {errors[name] / errors['paper']:.2f}"
+
+    others = ", ".join(share(name) for name in ("fast", "precise", "half", "fp8_e4m3") if name != DEFAULT_RECIPE)
+    return (
+        f"The default is `{DEFAULT_RECIPE}`. On the real activations its error is "
+        f"{errors[DEFAULT_RECIPE] / errors['paper']:.2f} times that of `paper`, on average over the layers ({others})."
+    )
+
+
+def preset_table() -> str:
+    """Describe the presets."""
+    head = [
+        "preset",
+        "Q·Kᵀ",
+        "P·V",
+        "a scale per … of Q / K / V",
+        "P, relative to",
+        "row sum",
+        "keys",
+        "centred",
+    ]
+    return markdown(head, [[f"`{name}`", *in_words(recipe)] for name, recipe in PRESETS.items()])
+
+
+def in_words(recipe: Recipe) -> list[str]:
+    """Describe a recipe, field by field."""
+    formats = {"int8": "INT8", "float16": "FP16", "float8_e4m3": "FP8 e4m3", "float8_e5m2": "FP8 e5m2"}
+    shares = {
+        "tensor": "head",
+        "token": "token",
+        "group": f"group of {recipe.key_block // 4} keys",
+        "channel": "channel",
+        "block_channel": f"{recipe.key_block} keys × channel",
+    }
+    granularities = (recipe.q_granularity, recipe.k_granularity, recipe.v_granularity)
+    reference = "running maximum" if recipe.p_reference == "running" else f"maximum of {recipe.key_block} keys"
+    centred = [name for name, on in (("K", recipe.smooth_k), ("V", recipe.smooth_v)) if on]
+    return [
+        formats[recipe.qk],
+        formats[recipe.pv],
+        " / ".join(shares[granularity] for granularity in granularities),
+        f"0…{recipe.p_levels}, {reference}",
+        "rounded P" if recipe.row_sum == "quantised" else "P before rounding",
+        recipe.key_order.replace("_", " ") + (f", sorted in each {recipe.key_window}" if recipe.key_window else ""),
+        " and ".join(centred) or "–",
+    ]
+
+
+def render(readme: str, results: dict[str, Any]) -> str:
+    """Fill every pair of markers."""
+    texts = {
+        "accuracy": accuracy_table(results),
+        "default": default_sentence(results),
+        "growth": growth_sentence(results),
+        "presets": preset_table(),
+    }
+    for name, text in texts.items():
+        block = re.compile(rf"(<!-- table:{name} -->\n).*?(<!-- /table -->)", flags=re.DOTALL)
+        if len(block.findall(readme)) != 1:
+            raise ValueError(f"expected one '<!-- table:{name} -->' … '<!-- /table -->' in README.md")
+        readme = block.sub(rf"\g<1>{text}\n\g<2>", readme)
+    return readme
+
+
+def main() -> int:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--measure", action="store_true", help="measure again first")
+    parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 if README.md would change")
+    arguments = parser.parse_args()
+    if arguments.measure:
+        RESULTS.write_text(json.dumps(measure(), indent=1) + "\n", encoding="utf-8")
+    old = README.read_text(encoding="utf-8")
+    new = render(old, json.loads(RESULTS.read_text(encoding="utf-8")))
+    if arguments.check:
+        print("README.md is up to date" if old == new else "README.md is not: run python tools/update_readme.py")
+        return int(old != new)
+    README.write_text(new, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
