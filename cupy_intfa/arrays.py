@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,6 +114,33 @@ def take_in(**named: Any) -> Operands:
         if device != views[0][1]:
             raise ValueError(f"{first} is on {_place(views[0][1])} and {name} on {_place(device)}: expected one device")
     return Operands(tuple(view for view, _ in views), kinds[first], views[0][1])
+
+
+def on_stream(operands: Operands, device: int) -> AbstractContextManager[Any]:
+    """Make a device CuPy's current one, and the caller's stream its current stream.
+
+    Parameters
+    ----------
+    operands : Operands
+        Whose library decides: torch has a current stream of its own; for the others CuPy's stays.
+    device : int
+        CUDA device ordinal.
+
+    Returns
+    -------
+    context manager
+        What happens inside is ordered with the caller's own work.
+    """
+    import cupy
+
+    stack = ExitStack()
+    stack.enter_context(cupy.cuda.Device(device))
+    if operands.kind == "torch" and operands.device is not None:
+        import torch
+
+        stream = torch.cuda.current_stream(device)
+        stack.enter_context(cupy.cuda.Stream.from_external(stream))
+    return stack
 
 
 def give_back(x: Array, operands: Operands) -> Any:

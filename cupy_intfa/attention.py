@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Hashable
+from functools import lru_cache
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from cupy_intfa.arrays import Operands, give_back, kind_of, take_in
-from cupy_intfa.plan import Plan, make_plan
+from cupy_intfa.backends import attend_on_cuda, attend_on_numpy, quantise_on_cuda, quantise_on_numpy
+from cupy_intfa.device import DeviceInfo, default_device, device_info
+from cupy_intfa.plan import CudaPlan, Plan, check_backend, make_plan
 from cupy_intfa.problem import DTYPES, AttentionProblem, make_problem
-from cupy_intfa.quantize import QuantizedQKV, quantize_arrays
+from cupy_intfa.quantize import QuantizedQKV
 from cupy_intfa.quantize.arithmetic import Array
 from cupy_intfa.recipe import DEFAULT_RECIPE, Recipe, get_recipe
-from cupy_intfa.reference import emulator
 
 
 def attention(
@@ -28,6 +31,7 @@ def attention(
     recipe: str | Recipe = DEFAULT_RECIPE,
     return_lse: bool = False,
     out: Any = None,
+    workspace: Any = None,
     check_finite: bool = False,
     backend: str = "auto",
 ) -> Any:
@@ -54,6 +58,9 @@ def attention(
         Also return the log-sum-exp.
     out : array, optional
         Filled and returned; shape, dtype and library of the output. Not for JAX, whose arrays are immutable.
+    workspace : cupy.ndarray, optional
+        From ``explain(…).workspace()``, held by the caller: needed while a CUDA graph is captured, because CuPy has
+        no memory pool of a graph's own and would hand freed intermediates to others before the graph is replayed.
     check_finite : bool
         Raise for a NaN or infinity in q, k or v instead of making the rows that it reaches NaN.
     backend : {"auto", "numpy", "cuda"}
@@ -93,11 +100,15 @@ def attention(
     recipe = get_recipe(recipe)
     operands, problem = _read(q, k, v, is_causal, causal_alignment, scale, layout)
     target = _check_out(out, problem, operands)
-    plan = make_plan(problem, recipe, backend)
-    qkv = _quantise(operands, problem, recipe, check_finite)
-    o, lse = _run(qkv, plan, operands, target)
-    o = o if out is None else out
-    return (o, lse) if return_lse else o
+    plan = make_plan(problem, recipe, backend, _find_device(operands, backend))
+    _check_workspace(workspace, plan.cuda)
+    if check_finite:
+        _refuse_non_finite(operands)
+    if plan.cuda:
+        o, lse = attend_on_cuda(plan, plan.cuda, operands.arrays, operands, target, return_lse, workspace)
+    else:
+        o, lse = attend_on_numpy(plan, quantise_on_numpy(plan, _to_host(operands.arrays)), _host_target(target))
+    return _answer(o, lse, operands, out, target, return_lse)
 
 
 def quantize_qkv(
@@ -114,7 +125,15 @@ def quantize_qkv(
 
     Parameters
     ----------
-    q, k, v, recipe, layout, check_finite, backend
+    q, k, v : array
+        As in `attention`.
+    recipe : str or Recipe
+        As in `attention`.
+    layout : {"bhsd", "bshd"}
+        As in `attention`.
+    check_finite : bool
+        As in `attention`.
+    backend : {"auto", "numpy", "cuda"}
         As in `attention`.
 
     Returns
@@ -139,8 +158,12 @@ def quantize_qkv(
     """
     recipe = get_recipe(recipe)
     operands, problem = _read(q, k, v, False, None, None, layout)
-    make_plan(problem, recipe, backend)
-    return _quantise(operands, problem, recipe, check_finite)
+    plan = make_plan(problem, recipe, backend, _find_device(operands, backend))
+    if check_finite:
+        _refuse_non_finite(operands)
+    if plan.cuda:
+        return quantise_on_cuda(plan, plan.cuda, operands.arrays, operands)
+    return quantise_on_numpy(plan, _to_host(operands.arrays))
 
 
 def attention_quantized(
@@ -152,6 +175,7 @@ def attention_quantized(
     return_lse: bool = False,
     out: Any = None,
     out_dtype: Any = None,
+    workspace: Any = None,
     backend: str = "auto",
 ) -> Any:
     """Compute attention on quantised inputs: bit for bit what `attention` gives on the originals.
@@ -160,10 +184,22 @@ def attention_quantized(
     ----------
     qkv : QuantizedQKV
         From `quantize_qkv`; it knows recipe, layout and dtype.
-    is_causal, causal_alignment, scale, return_lse, out, backend
+    is_causal : bool
         As in `attention`.
+    causal_alignment : {"top_left", "bottom_right"}, optional
+        As in `attention`.
+    scale : float, optional
+        As in `attention`.
+    return_lse : bool
+        As in `attention`.
+    out : array, optional
+        As in `attention`; of the library that ``qkv`` holds.
     out_dtype : dtype, optional
         float16, bfloat16, float32 or float64; the dtype of the original inputs if not given.
+    workspace : cupy.ndarray, optional
+        As in `attention`.
+    backend : {"auto", "numpy", "cuda"}
+        As in `attention`.
 
     Returns
     -------
@@ -198,9 +234,13 @@ def attention_quantized(
         layout=qkv.layout,
     )
     target = _check_out(out, problem, operands)
-    o, lse = _run(qkv, make_plan(problem, qkv.recipe, backend), operands, target)
-    o = o if out is None else out
-    return (o, lse) if return_lse else o
+    plan = make_plan(problem, qkv.recipe, backend, _find_device(operands, backend))
+    _check_workspace(workspace, plan.cuda)
+    if plan.cuda:
+        o, lse = attend_on_cuda(plan, plan.cuda, qkv, operands, target, return_lse, workspace)
+    else:
+        o, lse = attend_on_numpy(plan, qkv.to_host(), _host_target(target))
+    return _answer(o, lse, operands, out, target, return_lse)
 
 
 def explain(
@@ -219,8 +259,20 @@ def explain(
 
     Parameters
     ----------
-    q, k, v, is_causal, causal_alignment, scale, layout, recipe, backend
+    q, k, v : array
         As in `attention`; the same errors.
+    is_causal : bool
+        As in `attention`.
+    causal_alignment : {"top_left", "bottom_right"}, optional
+        As in `attention`.
+    scale : float, optional
+        As in `attention`.
+    layout : {"bhsd", "bshd"}
+        As in `attention`.
+    recipe : str or Recipe
+        As in `attention`.
+    backend : {"auto", "numpy", "cuda"}
+        As in `attention`.
 
     Returns
     -------
@@ -231,11 +283,15 @@ def explain(
     --------
     >>> import numpy as np
     >>> q = np.zeros((1, 2, 128, 64), np.float16)
-    >>> explain(q, q, q, is_causal=True).key_tile
-    128
+    >>> explain(q, q, q, is_causal=True, backend="numpy").kernel
+    'emulator'
     """
-    _, problem = _read(q, k, v, is_causal, causal_alignment, scale, layout)
-    return make_plan(problem, get_recipe(recipe), backend)
+    operands, problem = _read(q, k, v, is_causal, causal_alignment, scale, layout)
+    return make_plan(problem, get_recipe(recipe), backend, _find_device(operands, backend))
+
+
+# Validating costs 10 µs, as much as launching two kernels; a network calls with the same shapes again and again.
+_known_problem = lru_cache(maxsize=1024, typed=True)(make_problem)
 
 
 def _read(
@@ -243,7 +299,9 @@ def _read(
 ) -> tuple[Operands, AttentionProblem]:
     operands = take_in(q=q, k=k, v=v)
     q_view, k_view, v_view = operands.arrays
-    problem = make_problem(
+    options = (is_causal, alignment, scale, layout)
+    make = _known_problem if all(isinstance(x, Hashable) for x in options) else make_problem
+    problem = make(
         q_view.shape,
         k_view.shape,
         v_view.shape,
@@ -269,19 +327,10 @@ def _dtype_name(dtype: Any) -> str:
     return name
 
 
-def _numpy_dtype(name: str) -> np.dtype[Any]:
-    return np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
-
-
 def _user_shape(shape: tuple[int, ...], layout: str, batched: bool) -> tuple[int, ...]:
     batch, heads, length, head_dim = shape
     full = (batch, heads, length, head_dim) if layout == "bhsd" else (batch, length, heads, head_dim)
     return full if batched else full[1:]
-
-
-def _to_bhsd(x: Array, layout: str, batched: bool) -> Array:
-    x = x if batched else x[None]
-    return x if layout == "bhsd" else x.swapaxes(1, 2)
 
 
 def _check_out(out: Any, problem: AttentionProblem, operands: Operands) -> Array | None:
@@ -305,31 +354,57 @@ def _check_out(out: Any, problem: AttentionProblem, operands: Operands) -> Array
     return array
 
 
-def _quantise(operands: Operands, problem: AttentionProblem, recipe: Recipe, check_finite: bool) -> QuantizedQKV:
-    views = [_to_bhsd(x, problem.layout, problem.batched) for x in operands.arrays]
-    if check_finite:
-        for name, view in zip("qkv", views, strict=True):
-            _refuse_non_finite(name, view)
-    return quantize_arrays(*views, recipe=recipe, layout=problem.layout, batched=problem.batched)
+def _find_device(operands: Operands, backend: str) -> DeviceInfo | str:
+    """Give the GPU that a call may use: the arrays' own, or the one that host arrays travel to."""
+    check_backend(backend)
+    if backend == "numpy":
+        return "backend='numpy' uses none"
+    return default_device() if operands.device is None else device_info(operands.device)
 
 
-def _refuse_non_finite(name: str, x: Array) -> None:
-    with np.errstate(over="ignore"):
-        bad = np.argwhere(~np.isfinite(x.astype(np.float32)))
-    if len(bad):
-        where = tuple(int(i) for i in bad[0])
+def _check_workspace(workspace: Any, cuda: CudaPlan | None) -> None:
+    if workspace is None:
+        if cuda and "cupy" in sys.modules and sys.modules["cupy"].cuda.get_current_stream().is_capturing():
+            raise ValueError("a CUDA graph is being captured: pass workspace=explain(…).workspace() and hold it")
+        return
+    if cuda is None:
+        raise ValueError("workspace= is for the CUDA backend, and this call runs on NumPy: leave it away")
+    if kind_of(workspace) != "cupy" or workspace.dtype != np.uint8 or not workspace.flags.c_contiguous:
+        raise TypeError("workspace: expected a contiguous CuPy array of uint8, from explain(…).workspace()")
+    if workspace.size < cuda.workspace_bytes or workspace.device.id != cuda.device.ordinal:
         raise ValueError(
-            f"{name} holds {len(bad)} values that are not finite in float32, the first at (batch, head, token, "
-            f"channel) = {where}: clean the input, or pass check_finite=False to get NaN in the rows they reach"
+            f"workspace has {workspace.size} bytes on device {workspace.device.id}: expected at least "
+            f"{cuda.workspace_bytes} on device {cuda.device.ordinal}, from explain(…).workspace()"
         )
 
 
-def _run(qkv: QuantizedQKV, plan: Plan, operands: Operands, target: Array | None) -> tuple[Any, Any]:
-    problem = plan.problem
-    o, lse = emulator.attention(qkv, scale=problem.scale, key_tile=plan.key_tile, causal_offset=problem.causal_offset)
-    o = o if problem.layout == "bhsd" else o.swapaxes(1, 2)
-    if target is None:
-        target = np.empty(problem.out_shape, _numpy_dtype(problem.dtype))
-    with np.errstate(over="ignore"):
-        target[...] = o.reshape(problem.out_shape)
-    return give_back(target, operands), give_back(lse.reshape(problem.lse_shape), operands)
+def _refuse_non_finite(operands: Operands) -> None:
+    for name, x in zip("qkv", _to_host(operands.arrays), strict=True):
+        with np.errstate(over="ignore"):
+            bad = np.argwhere(~np.isfinite(x.astype(np.float32)))
+        if len(bad):
+            raise ValueError(
+                f"{name} holds {len(bad)} values that are not finite in float32, the first at "
+                f"{tuple(map(int, bad[0]))}: clean the input, or pass check_finite=False to get NaN where they reach"
+            )
+
+
+def _to_host(arrays: tuple[Array, ...]) -> tuple[Array, ...]:
+    return tuple(x if isinstance(x, np.ndarray) else x.get() for x in arrays)
+
+
+def _host_target(target: Array | None) -> Array | None:
+    return target if isinstance(target, np.ndarray) else None
+
+
+def _answer(o: Array, lse: Array | None, operands: Operands, out: Any, target: Array | None, return_lse: bool) -> Any:
+    """Bring the results to the caller's device and library."""
+    if operands.device is not None and isinstance(o, np.ndarray):  # backend="numpy" was forced on arrays of a GPU
+        import cupy as cp
+
+        with cp.cuda.Device(operands.device):
+            o, lse = cp.asarray(o), cp.asarray(lse)
+            if target is not None:
+                target[...] = o
+    result = give_back(o, operands) if out is None else out
+    return (result, give_back(lse, operands)) if return_lse else result

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from typing import Any
 
 from cupy_intfa.demo import FULL, QUICK, Demo, ErrorTable, draw, run_demo
+from cupy_intfa.device import default_device
 from cupy_intfa.environment import environment
 from cupy_intfa.plan import BACKENDS, make_plan
 from cupy_intfa.problem import ALIGNMENTS, DTYPES, make_problem
@@ -39,11 +40,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Examples
     --------
-    >>> main(["explain", "--q-len", "128", "--head-dim", "64", "--causal"])
-    numpy: emulator, key tile 128, recipe fast
+    >>> main(["explain", "--q-len", "128", "--causal", "--backend", "numpy"])
+    numpy: emulator, key tile 64, recipe fast
       q (1, 8, 128, 64), k and v (1, 8, 128, 64), float16, layout bhsd, mask: query i sees keys up to i+0, scale 0.125
       0.01691 Gop in both products
-      because backend='auto' and this version has no CUDA kernels yet
+      because backend='numpy' was asked for
     0
     """
     parser = _parser()
@@ -160,7 +161,7 @@ def _explain(arguments: argparse.Namespace) -> int:
         is_causal=arguments.causal,
         causal_alignment=arguments.alignment,
     )
-    plan = make_plan(problem, get_recipe(arguments.recipe), arguments.backend)
+    plan = make_plan(problem, get_recipe(arguments.recipe), arguments.backend, default_device())
     if arguments.json:
         _print_json({**asdict(plan), "operations": plan.operations})
     else:

@@ -140,7 +140,7 @@ def run_demo(size: Size = FULL, backend: str = "auto") -> Demo:
 
     Examples
     --------
-    >>> errors = run_demo(QUICK).table.errors
+    >>> errors = run_demo(QUICK, "numpy").table.errors
     >>> errors["fast"][6] < 0.4 * errors["paper"][6]
     True
     """

@@ -8,9 +8,10 @@ from importlib import metadata
 from typing import Any
 
 from cupy_intfa import kernels
+from cupy_intfa.device import DeviceInfo, default_device, device_info
 from cupy_intfa.plan import make_plan
 from cupy_intfa.problem import make_problem
-from cupy_intfa.recipe import get_recipe
+from cupy_intfa.recipe import PRESETS
 
 _PACKAGES = ("numpy", "ml_dtypes", "array-api-compat", "threadpoolctl", "scipy", "matplotlib")
 
@@ -29,41 +30,43 @@ class Environment:
         Version of CuPy, if it works and sees a GPU.
     cupy_missing : str or None
         Why it does not.
-    devices : tuple of str
-        Name and compute capability of each GPU.
+    devices : tuple of DeviceInfo
+        The GPUs.
     driver, runtime, nvrtc : str or None
-        Versions of CUDA that the driver supports, that CuPy runs, and that compiles.
+        CUDA versions of the driver, of CuPy's runtime, and of the compiler.
     sources : tuple of str
         The CUDA sources that were found.
-    kernels_missing : str or None
-        Why no CUDA kernel runs the default recipe, or None where one does.
+    kernels, kernels_missing : dict of str to str
+        By preset, the kernel that runs it on the first GPU, or why none does; float16 inputs, D 64.
     """
 
     python: str
     packages: dict[str, str | None]
     cupy: str | None = None
     cupy_missing: str | None = None
-    devices: tuple[str, ...] = ()
+    devices: tuple[DeviceInfo, ...] = ()
     driver: str | None = None
     runtime: str | None = None
     nvrtc: str | None = None
-    sources: tuple[str, ...] = ()
-    kernels_missing: str | None = None
+    sources: tuple[str, ...]
+    kernels: dict[str, str]
+    kernels_missing: dict[str, str]
 
     def __str__(self) -> str:
         """One line for each fact."""
-        lines = {
-            "python": self.python,
-            **{name: version or "not installed" for name, version in self.packages.items()},
-            "cupy": self.cupy or f"not usable: {self.cupy_missing}",
-            "devices": ", ".join(self.devices) or "no GPU that CuPy can use",
-            "driver": self.driver or "unknown",
-            "CUDA runtime": self.runtime or "unknown",
-            "NVRTC": self.nvrtc or "unknown",
-            "CUDA sources": ", ".join(self.sources) or "none",
-            "CUDA kernels": "available" if self.kernels_missing is None else f"none: {self.kernels_missing}",
-        }
-        return "\n".join(f"{name:<18}{value}" for name, value in lines.items())
+        facts = [
+            ("python", self.python),
+            *((name, version or "not installed") for name, version in self.packages.items()),
+            ("cupy", self.cupy or f"not usable: {self.cupy_missing}"),
+            ("devices", ", ".join(f"{device.name} ({device.arch})" for device in self.devices) or "no GPU"),
+            ("driver", self.driver or "unknown"),
+            ("CUDA runtime", self.runtime or "unknown"),
+            ("NVRTC", self.nvrtc or "unknown"),
+            ("CUDA sources", ", ".join(name[:-3] for name in self.sources if name.endswith(".cu"))),
+            *(("CUDA kernel", f"{kernel} for {presets}") for kernel, presets in _by_value(self.kernels)),
+            *(("CUDA kernel", f"none for {presets}: {reason}") for reason, presets in _by_value(self.kernels_missing)),
+        ]
+        return "\n".join(f"{name:<18}{value}" for name, value in facts)
 
 
 def environment() -> Environment:
@@ -79,11 +82,13 @@ def environment() -> Environment:
     >>> environment().packages["numpy"] is None
     False
     """
+    found, missing = _kernels()
     return Environment(
         python=platform.python_version(),
         packages={name: _version(name) for name in _PACKAGES},
         sources=kernels.source_names(),
-        kernels_missing=_kernels_missing(),
+        kernels=found,
+        kernels_missing=missing,
         **_cupy(),
     )
 
@@ -95,15 +100,22 @@ def _version(distribution: str) -> str | None:
         return None
 
 
-def _kernels_missing() -> str | None:
+def _kernels() -> tuple[dict[str, str], dict[str, str]]:
     """Ask the plan, which alone knows what can run."""
     shape = (1, 1, 64, 64)
     problem = make_problem(shape, shape, shape, ("float16",) * 3)
-    try:
-        make_plan(problem, get_recipe(), "cuda")
-    except NotImplementedError as error:
-        return str(error)
-    return None
+    found, missing = {}, {}
+    for preset, recipe in PRESETS.items():
+        try:
+            found[preset] = make_plan(problem, recipe, "cuda", default_device()).kernel
+        except NotImplementedError as error:
+            missing[preset] = str(error)
+    return found, missing
+
+
+def _by_value(named: dict[str, str]) -> list[tuple[str, str]]:
+    """Gather the names that share a value."""
+    return [(value, ", ".join(n for n, v in named.items() if v == value)) for value in dict.fromkeys(named.values())]
 
 
 def _cupy() -> dict[str, Any]:
@@ -112,14 +124,12 @@ def _cupy() -> dict[str, Any]:
         import cupy
 
         runtime = cupy.cuda.runtime
-        count = runtime.getDeviceCount()
-        properties = [runtime.getDeviceProperties(i) for i in range(count)]
         return {
-            "cupy": cupy.__version__,
-            "devices": tuple(f"{p['name'].decode()} (sm_{p['major']}{p['minor']})" for p in properties),
+            "devices": tuple(device_info(ordinal) for ordinal in range(runtime.getDeviceCount())),
             "driver": _cuda_version(runtime.driverGetVersion()),
             "runtime": _cuda_version(runtime.runtimeGetVersion()),
             "nvrtc": ".".join(map(str, cupy.cuda.nvrtc.getVersion())),
+            "cupy": cupy.__version__,
         }
     except Exception as error:  # importing CuPy raises more than ImportError, where HOME is read-only for one
         return {"cupy_missing": f"{type(error).__name__}: {error}"}

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import struct
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from cupy_intfa.kernels import load_kernel
 from cupy_intfa.packing import Packing
-from cupy_intfa.plan import NO_MASK, CudaPlan, Plan
 from cupy_intfa.quantize.codes import FORMATS
 
+if TYPE_CHECKING:
+    from cupy_intfa.plan import CudaPlan, Plan
+
+NO_MASK = 0x3FFFFFFF  # kNoMask in kernels_cu/intfa/types.cuh
 OUT_DTYPES = {"float16": 0, "bfloat16": 1, "float32": 2, "float64": 3}  # enum Dtype in kernels_cu/intfa/types.cuh
 
 # The arrays of AttentionParams in kernels_cu/intfa/params.cuh, in its order; then out, lse, o_flush, strides, numbers.
@@ -30,7 +33,6 @@ _ARRAYS = (
     "key_index",
 )
 _ATTENTION = struct.Struct(f"={len(_ARRAYS)}Q3Q4q10i4f")
-ATTENTION_PARAMS_BYTES = _ATTENTION.size
 
 
 def by_value(packed: bytes) -> np.void:
@@ -58,7 +60,7 @@ def attention(plan: Plan, cuda: CudaPlan, workspace: int, out: int, out_strides:
     out : int
         Address of the output, of the problem's dtype.
     out_strides : tuple of int
-        Elements between batches, heads, rows and channels of the output.
+        Elements between batches, heads, rows and channels of the output, whatever its layout.
     lse : int
         Address of the log-sum-exp (B, Hq, Sq), float32, or 0.
     """
@@ -70,7 +72,7 @@ def attention(plan: Plan, cuda: CudaPlan, workspace: int, out: int, out_strides:
         *(at.get(name, 0) for name in _ARRAYS),
         out,
         lse,
-        at.get("o_flush", 0),
+        workspace + packing.nbytes if cuda.flush else 0,
         *out_strides,
         problem.heads,
         problem.kv_heads,
@@ -87,5 +89,6 @@ def attention(plan: Plan, cuda: CudaPlan, workspace: int, out: int, out_strides:
         np.float32(largest) * np.float32(largest) * np.float32(problem.head_dim),
         np.log2(np.float32(recipe.p_top)),
     )
-    kernel: Any = load_kernel(cuda.source, cuda.defines, cuda.device.ordinal, cuda.shared_bytes)
+    defines = (*cuda.defines, f"PARAMS_BYTES={_ATTENTION.size}")
+    kernel: Any = load_kernel(cuda.source, defines, cuda.device.ordinal, cuda.shared_bytes)
     kernel((cuda.grid,), (cuda.threads,), (by_value(packed),), shared_mem=cuda.shared_bytes)

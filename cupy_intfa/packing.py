@@ -16,7 +16,7 @@ import numpy as np
 
 from cupy_intfa.problem import AttentionProblem
 from cupy_intfa.quantize import QuantizedQKV
-from cupy_intfa.quantize.arithmetic import Array, Namespace
+from cupy_intfa.quantize.arithmetic import Array, Namespace, flush
 from cupy_intfa.quantize.codes import FORMATS
 from cupy_intfa.quantize.keys import invert_index, scale_per_token, take_tokens
 from cupy_intfa.quantize.rotate import rotate
@@ -75,9 +75,13 @@ class Packing:
     nbytes: int
 
     def views(self, workspace: Array) -> dict[str, Array]:
-        """See the arrays inside a workspace of bytes (NumPy or CuPy uint8)."""
+        """See the arrays inside a workspace of bytes; CuPy has no 8-bit floats, there they stay uint8."""
+        raw = {name: workspace[r.offset : r.offset + r.nbytes] for name, r in self.regions.items()}
+        on_host = isinstance(workspace, np.ndarray)
         return {
-            name: workspace[r.offset : r.offset + r.nbytes].view(r.dtype).reshape(r.shape)
+            name: raw[name]
+            .view(r.dtype if on_host or not r.dtype.name.startswith("float8") else np.uint8)
+            .reshape(r.shape)
             for name, r in self.regions.items()
         }
 
@@ -187,10 +191,21 @@ def pack(qkv: QuantizedQKV, packing: Packing, workspace: Array, xp: Namespace) -
     if qkv.k_mean is not None:
         _fill(to["k_mean"], qkv.k_mean)
         mean = rotate(qkv.k_mean, xp) if recipe.rotate else qkv.k_mean
-        group = qkv.q.shape[1] // qkv.k.shape[1]
-        _fill(to["q_kmean"], q_scale * (qkv.q.astype(np.float32) @ xp.repeat(mean, group, axis=1)[..., None])[..., 0])
+        mean = xp.repeat(mean, qkv.q.shape[1] // qkv.k.shape[1], axis=1)[:, :, None]
+        with np.errstate(over="ignore", invalid="ignore"):  # of heads that are marked
+            _fill(to["q_kmean"], flush(q_scale * _dot_in_pairs(qkv.q.astype(np.float32), mean, xp), xp))
     if index is not None:
         _fill(to["key_index"], (index % KEY_BLOCK).astype(np.uint8))
+
+
+def _dot_in_pairs(x: Array, y: Array, xp: Namespace) -> Array:
+    """Sum x · y over the channels, neighbours first: as a warp's lanes add, so that the kernels get the same bits."""
+    *lead, width = x.shape
+    terms = xp.zeros((*lead, 1 << (width - 1).bit_length()), np.float32)
+    terms[..., :width] = flush(x * y, xp)
+    while terms.shape[-1] > 1:
+        terms = flush(terms[..., ::2] + terms[..., 1::2], xp)
+    return terms[..., 0]
 
 
 def _packed_key_scales(qkv: QuantizedQKV, xp: Namespace) -> Array:
@@ -214,7 +229,7 @@ def _tiles_of_values(v: Array, like: Array, xp: Namespace) -> Array:
 
 
 def unpack(
-    packing: Packing, workspace: Array, problem: AttentionProblem, recipe: Recipe, xp: Namespace
+    packing: Packing, workspace: Array, problem: AttentionProblem, recipe: Recipe, xp: Namespace, *, keep: bool = False
 ) -> QuantizedQKV:
     """Read a `QuantizedQKV` out of a workspace that a quantise kernel or `pack` has written.
 
@@ -224,6 +239,8 @@ def unpack(
         As they were for writing.
     xp : module
         numpy or cupy.
+    keep : bool
+        Whether the result holds the workspace as ``packed``.
 
     Returns
     -------
@@ -275,4 +292,5 @@ def unpack(
         dtype=p.dtype,
         layout=p.layout,
         batched=p.batched,
+        packed=workspace if keep else None,
     )

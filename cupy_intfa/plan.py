@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from types import MappingProxyType
+from typing import Any
+
+import numpy as np
 
 from cupy_intfa.device import DeviceInfo
-from cupy_intfa.packing import KEY_BLOCK, Packing, make_packing
+from cupy_intfa.kernel_table import KERNELS, KernelChoice, no_packing
+from cupy_intfa.packing import Packing, make_packing
 from cupy_intfa.problem import AttentionProblem
-from cupy_intfa.recipe import FLOAT8, Recipe
+from cupy_intfa.quantize.cuda import plan_quantize
+from cupy_intfa.recipe import Recipe
 
 BACKENDS = ("auto", "numpy", "cuda")
-NO_MASK = 0x3FFFFFFF  # kNoMask in kernels_cu/intfa/types.cuh
-LONG_ROW = 65536  # keys; 255 · 127 · 65536 < 2^31: longer rows empty their int32 accumulators on the way
-_EMULATOR_KEY_TILE = 64  # the key tile of the tensor-core kernels, so that both backends round alike
+_EMULATOR_KEY_TILE = 64  # a key block: what a GPU's kernels use as their smallest tile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +36,11 @@ class CudaPlan:
     shared_bytes : int
         Dynamic shared memory per block.
     packing : Packing
-        Layout of the workspace.
+        Layout of the quantised arrays in the workspace.
+    scratch_bytes : int
+        Workspace behind the packing, for the quantise kernels and then for the flushed sums.
+    flush : bool
+        Whether rows of more than 65 536 keys empty their integer sums into the scratch.
     """
 
     device: DeviceInfo
@@ -45,6 +50,13 @@ class CudaPlan:
     threads: int
     shared_bytes: int
     packing: Packing
+    scratch_bytes: int
+    flush: bool
+
+    @property
+    def workspace_bytes(self) -> int:
+        """Bytes of the whole workspace."""
+        return self.packing.nbytes + self.scratch_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +79,14 @@ class Plan:
         Why this one, and why not another.
     cuda : CudaPlan or None
         What the GPU needs.
+
+    Examples
+    --------
+    >>> from cupy_intfa.problem import make_problem
+    >>> from cupy_intfa.recipe import PRESETS
+    >>> problem = make_problem(*[(1, 2, 8, 4)] * 3, ("float32",) * 3, is_causal=True)
+    >>> make_plan(problem, PRESETS["fast"], "numpy").operations
+    1152
     """
 
     problem: AttentionProblem
@@ -83,6 +103,26 @@ class Plan:
         p = self.problem
         return 4 * p.batch * p.heads * p.visible_pairs * p.head_dim
 
+    def workspace(self) -> Any:
+        """Allocate what ``attention(…, workspace=…)`` takes, to be held by the caller as long as a CUDA graph lives.
+
+        Returns
+        -------
+        cupy.ndarray (bytes,), uint8
+            On the plan's device.
+
+        Raises
+        ------
+        ValueError
+            For a plan of the NumPy backend, which needs none.
+        """
+        if self.cuda is None:
+            raise ValueError("the NumPy backend takes no workspace: this plan has none to give")
+        import cupy
+
+        with cupy.cuda.Device(self.cuda.device.ordinal):
+            return cupy.empty(self.cuda.workspace_bytes, np.uint8)
+
     def __str__(self) -> str:
         """Explain the plan in a few lines."""
         p = self.problem
@@ -96,30 +136,14 @@ class Plan:
         if self.cuda:
             c = self.cuda
             lines += [
-                f"  on {c.device.name} ({c.device.arch}): {c.grid} blocks of {c.threads} threads, {c.shared_bytes} bytes "
-                f"of shared memory, workspace of {c.packing.nbytes} bytes",
+                f"  on {c.device.name} ({c.device.arch}): {c.grid} blocks of {c.threads} threads, each "
+                f"{c.shared_bytes} bytes of shared memory; workspace of {c.workspace_bytes} bytes",
                 f"  compiled with {' '.join(c.defines)}",
             ]
         return "\n".join([*lines, *(f"  because {reason}" for reason in self.reasons)])
 
 
-@dataclass(frozen=True)
-class Tile:
-    """Tile sizes of the tensor-core kernel: warps per block, 16-row tiles per warp, keys, stages, blocks to fit."""
-
-    warps: int
-    m_tiles: int
-    keys: int
-    stages: int
-    min_blocks: int
-
-    @property
-    def rows(self) -> int:
-        """B_r, rows of Q per block."""
-        return 16 * self.m_tiles * self.warps
-
-
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=1024)
 def make_plan(
     problem: AttentionProblem, recipe: Recipe, backend: str = "auto", device: DeviceInfo | str = "none was looked for"
 ) -> Plan:
@@ -132,7 +156,7 @@ def make_plan(
     recipe : Recipe
         The numerics.
     backend : {"auto", "numpy", "cuda"}
-        What the caller asked for.
+        What the caller asked for: ``auto`` is the GPU where there is one with a kernel for the recipe.
     device : DeviceInfo or str
         The GPU, or why there is none.
 
@@ -146,7 +170,7 @@ def make_plan(
     ValueError
         For an unknown backend.
     NotImplementedError
-        For ``backend="cuda"`` where there is no GPU, or none of its kernels runs the recipe.
+        For ``backend="cuda"`` where there is no GPU, or no kernel for the recipe.
 
     Examples
     --------
@@ -158,6 +182,69 @@ def make_plan(
       2.048e-06 Gop in both products
       because backend='numpy' was asked for
     """
+    check_backend(backend)
+    if backend == "numpy":
+        return _numpy_plan(problem, recipe, "backend='numpy' was asked for")
+    found = _choose(problem, recipe, device)
+    if isinstance(found, KernelChoice) and isinstance(device, DeviceInfo):
+        return _cuda_plan(problem, recipe, device, found)
+    if backend == "cuda":
+        raise NotImplementedError(f"backend='cuda': {found}; use backend='numpy', or another recipe or device")
+    return _numpy_plan(problem, recipe, f"backend='auto', and {found}")
+
+
+def check_backend(backend: str) -> None:
+    """Raise ValueError for an unknown backend."""
     if backend not in BACKENDS:
         raise ValueError(f"backend={backend!r}: expected one of {BACKENDS}")
-    raise NotImplementedError
+
+
+def _choose(problem: AttentionProblem, recipe: Recipe, device: DeviceInfo | str) -> KernelChoice | str:
+    """Give the first kernel of the table that fits, or why none does."""
+    if isinstance(device, str):
+        return f"there is no GPU ({device})"
+    reasons = [reason] if (reason := no_packing(recipe)) else []
+    for row in KERNELS if not reasons else ():
+        choice = row(problem, recipe, device)
+        if isinstance(choice, KernelChoice):
+            return choice
+        reasons.append(choice)
+    return "; ".join(reasons)
+
+
+def _numpy_plan(problem: AttentionProblem, recipe: Recipe, reason: str) -> Plan:
+    return Plan(
+        problem=problem,
+        recipe=recipe,
+        backend="numpy",
+        kernel="emulator",
+        key_tile=_EMULATOR_KEY_TILE,
+        reasons=(reason,),
+    )
+
+
+def _cuda_plan(problem: AttentionProblem, recipe: Recipe, device: DeviceInfo, choice: KernelChoice) -> Plan:
+    packing = make_packing(problem, recipe)
+    row_blocks = -(-problem.q_len // choice.rows)
+    flush_bytes = 4 * problem.batch * problem.heads * packing.q_len * packing.head_dim if choice.flush else 0
+    quantize_bytes = plan_quantize(problem, recipe, False).scratch_bytes
+    cuda = CudaPlan(
+        device=device,
+        source=choice.source,
+        defines=(*choice.defines, f"SHARED_BYTES={choice.shared_bytes}"),
+        grid=problem.batch * problem.heads * row_blocks,
+        threads=choice.threads,
+        shared_bytes=choice.shared_bytes,
+        packing=packing,
+        scratch_bytes=max(flush_bytes, quantize_bytes),
+        flush=choice.flush,
+    )
+    return Plan(
+        problem=problem,
+        recipe=recipe,
+        backend="cuda",
+        kernel=choice.source,
+        key_tile=choice.keys,
+        reasons=(choice.reason,),
+        cuda=cuda,
+    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -81,9 +80,9 @@ def check_layout(layout: str) -> None:
 
 
 def make_problem(
-    q_shape: Sequence[int],
-    k_shape: Sequence[int],
-    v_shape: Sequence[int],
+    q_shape: tuple[int, ...],
+    k_shape: tuple[int, ...],
+    v_shape: tuple[int, ...],
     dtypes: tuple[str, str, str],
     *,
     is_causal: bool = False,
@@ -95,7 +94,7 @@ def make_problem(
 
     Parameters
     ----------
-    q_shape, k_shape, v_shape : sequence of int
+    q_shape, k_shape, v_shape : tuple of int
         Shapes as the caller gave them, 3-D or 4-D.
     dtypes : tuple of str
         Names of the dtypes of q, k and v.
@@ -122,7 +121,7 @@ def make_problem(
     """
     check_layout(layout)
     _check_dtypes(dtypes)
-    shapes = {"q": tuple(q_shape), "k": tuple(k_shape), "v": tuple(v_shape)}
+    shapes = {"q": q_shape, "k": k_shape, "v": v_shape}
     for name, shape in shapes.items():
         if len(shape) not in (3, 4):
             raise ValueError(f"{name} has shape {shape}: expected 4 axes ({layout}) or 3 without the batch")

@@ -25,7 +25,7 @@ Verdict = tuple[bool, str]
 # Relative RMSE: 1.25 times the largest of 100 draws of each problem below, rounded up to two digits.
 _LIMITS: Mapping[str, float] = MappingProxyType(
     {
-        "paper": 0.032,
+        "paper": 0.031,
         "paper_half": 0.013,
         "fast": 0.021,
         "precise": 0.018,
@@ -98,8 +98,8 @@ def self_test(backend: str = "auto") -> Iterator[Check]:
 
     Examples
     --------
-    >>> print(next(self_test()))
-    ok    paper, square: relative RMSE 0.02 of the output and 0.0... of exp(lse), limit 0.032
+    >>> print(next(self_test("numpy")))
+    ok    paper, square: relative RMSE 0.02 of the output and 0.0... of exp(lse), limit 0.031
     """
     for recipe in PRESETS:
         for problem in (_SQUARE, _CAUSAL, _DECODE):

@@ -68,23 +68,43 @@ __device__ __forceinline__ void copy_rows(uint4 (&to)[kUnits][kRows], const void
     for (s32 slot = threadIdx.x / 2; slot < kRows; slot += kThreads / 2) {
         const uint4* row = (const uint4*)codes + (first + (kKeys ? key_in_slot(slot) : slot)) * kUnits;
 #pragma unroll
-        for (s32 u = threadIdx.x % 2; u < kUnits; u += 2) to[u][slot] = row[u];
+        for (s32 u = 0; u < kUnits; u += 2) to[u + threadIdx.x % 2][slot] = row[u + threadIdx.x % 2];
     }
 }
 
 __device__ __forceinline__ void copy_values(uint4 (&to)[4][kD], const void* codes, s64 block) {
     const uint4* tile = (const uint4*)codes + block * kD * 4;
 #pragma unroll
-    for (s32 i = threadIdx.x; i < kD * 4; i += kThreads) to[i % 4][i / 4] = tile[i];
+    for (s32 i = 0; i < kD * 4; i += kThreads) to[threadIdx.x % 4][(i + threadIdx.x) / 4] = tile[i + threadIdx.x];
 }
 
-// 4 bytes of P for row r: R 2^(y t - m_ref); returns the lane's part of the row sum.
-__device__ __forceinline__ float probabilities(const float (&y)[4], float t, float m_ref, float log2_top, u32& packed) {
+// Score j of a row as y t: units of log2.
+__device__ __forceinline__ float y(s32 s, float k_scale) { return kKToken ? score(s) * k_scale : score(s); }
+
+// Scales of this lane's keys: four by token, else one.
+struct KeyScales {
+    float of[kKToken ? 4 : 1];
+};
+
+// Factor of y in a row of c = scale_log2 s_q.
+__device__ __forceinline__ float t(float c, const KeyScales& k) { return kKToken ? c : fmaxf(c * k.of[0], kFltMin); }
+
+// Largest y of this lane's keys.
+__device__ __forceinline__ float lane_max(const s32 (&s)[4], const KeyScales& k) {
+    if constexpr (kKToken)
+        return fmaxf(fmaxf(y(s[0], k.of[0]), y(s[1], k.of[1])), fmaxf(y(s[2], k.of[2]), y(s[3], k.of[3])));
+    else  // biased scores order as integers
+        return score(max(max(s[0], s[1]), max(s[2], s[3])));
+}
+
+// 4 bytes of P: R 2^(y t - m_ref); returns their part of the row sum.
+__device__ __forceinline__ float probabilities(const s32 (&s)[4], const KeyScales& k, float t, float m_ref, float log2_top,
+                                               u32& packed) {
     const float m = m_ref == -INTFA_INF ? 0.0f : m_ref;  // no key seen yet: every score is -inf
     const float constant = __fsub_rd(log2_top, m);       // rounded down: P never exceeds R
     float p[4];
 #pragma unroll
-    for (s32 j = 0; j < 4; ++j) p[j] = exp2_approx(fmaf(y[j], t, constant));
+    for (s32 j = 0; j < 4; ++j) p[j] = exp2_approx(fmaf(y(s[j], k.of[kKToken ? j : 0]), t, constant));
     packed = pack_p(p[0], p[1], p[2], p[3]);
     return kExactSum ? (p[0] + p[1]) + (p[2] + p[3]) : (float)sum_bytes(packed, 0);
 }
@@ -161,13 +181,13 @@ __device__ __forceinline__ void attend(const Tile& tile, LaneRows& rows, Output&
     const AttentionParams& p = tile.p;
     const s32 lane = threadIdx.x % 32, x = lane % 16, half = lane / 16, first = threadIdx.x / 32 * 16 + half;
     const s32 key = key_in_slot(x);  // and key + 1, + 8, + 9
-    float k_scale[4];
+    KeyScales k_scale;
     if constexpr (kKToken) {
         const float* s_k = p.k_scale + tile.block * 64 + key;
         const float2 low = *(const float2*)s_k, high = *(const float2*)(s_k + 8);
-        k_scale[0] = low.x, k_scale[1] = low.y, k_scale[2] = high.x, k_scale[3] = high.y;
+        k_scale = {{low.x, low.y, high.x, high.y}};
     } else {
-        k_scale[0] = p.k_scale[tile.block * 4 + x % 4];
+        k_scale = {{p.k_scale[tile.block * 4 + x % 4]}};
     }
 
     s32 s[kLaneRows][4];
@@ -188,24 +208,26 @@ __device__ __forceinline__ void attend(const Tile& tile, LaneRows& rows, Output&
         }
     }
 
-    float weight[kLaneRows];
+    float m_tile[kLaneRows], alpha[kLaneRows], weight[kLaneRows];
+#pragma unroll
+    for (s32 r = 0; r < kLaneRows; ++r) m_tile[r] = row_max(__fmul_ru(lane_max(s[r], k_scale), t(rows.c[r], k_scale)));
+    bool grew = false;
 #pragma unroll
     for (s32 r = 0; r < kLaneRows; ++r) {
-        float y[4];
-#pragma unroll
-        for (s32 j = 0; j < 4; ++j) y[j] = score(s[r][j]) * (kKToken ? k_scale[j] : 1.0f);
-        const float t = kKToken ? rows.c[r] : fmaxf(rows.c[r] * k_scale[0], kFltMin);
-        const float m_tile = row_max(__fmul_ru(fmaxf(fmaxf(y[0], y[1]), fmaxf(y[2], y[3])), t));
-        const float m = fmaxf(rows.m[r], m_tile), m0 = m == -INTFA_INF ? 0.0f : m;
+        const float m = fmaxf(rows.m[r], m_tile[r]), m0 = m == -INTFA_INF ? 0.0f : m;
         u32 packed;
-        const float sum = probabilities(y, t, kTileRef ? m_tile : m, p.log2_top, packed);
+        const float sum = probabilities(s[r], k_scale, t(rows.c[r], k_scale), kTileRef ? m_tile[r] : m, p.log2_top, packed);
         ((u32*)tile.shared.p[first + 2 * r])[x] = packed;
-        const bool grew = m > rows.m[r];
-        const float alpha = grew ? exp2_approx(rows.m[r] - m0) : 1.0f;
-        weight[r] = kTileRef ? exp2_approx(m_tile - m0) : 1.0f;
-        rows.l[r] = fmaf(sum, weight[r], rows.l[r] * alpha);
+        alpha[r] = m > rows.m[r] ? exp2_approx(rows.m[r] - m0) : 1.0f;
+        weight[r] = kTileRef ? exp2_approx(m_tile[r] - m0) : 1.0f;
+        rows.l[r] = fmaf(sum, weight[r], rows.l[r] * alpha[r]);
+        grew |= m > rows.m[r];
         rows.m[r] = m;
-        if (__any_sync(0xffffffffu, grew)) rescale(o[r], alpha);
+    }
+    if (__any_sync(0xffffffffu, grew)) {
+#pragma unroll
+        for (s32 r = 0; r < kLaneRows; ++r)
+            if (__any_sync(0xffffffffu, alpha[r] != 1.0f)) rescale(o[r], alpha[r]);
     }
     __syncwarp();  // P is written
     if constexpr (kFloatO)

@@ -34,7 +34,7 @@ __device__ __forceinline__ Tile tile_of(u32 index, s32 heads, s32 length, s32 pa
     tile.b = tile.bh / heads;
     tile.h = tile.bh % heads;
     tile.start = (s32)(index % tiles) * kBlockRows;
-    tile.count = length - tile.start;
+    tile.count = min(length - tile.start, kBlockRows);
     return tile;
 }
 

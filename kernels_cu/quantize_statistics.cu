@@ -3,7 +3,7 @@
 // Grid/Block  1-D grid, one block per chunk of a head, those of K first where K is smoothed, then those of V where it
 //             needs anything; 2 kD threads.
 // Inputs      k, v of any float type and strides.
-// Outputs     scratch k_sum, v_sum, v_low, v_high (B, Hkv, chunks, kD); v_absmax = 0 for quantize_combine.
+// Outputs     scratch k_sum, v_sum, v_low, v_high (B, Hkv, chunks, kD).
 // Tiles       128 tokens x kD channels.
 // Fragments   thread (pair, slot) has the tokens slot + 4 i, i = 0 ... 31, of two neighbouring channels.
 // Shared map  Shared: one row of channels per slot, for the sum, the minimum and the maximum.
@@ -79,7 +79,6 @@ extern "C" __global__ void __launch_bounds__(kThreads) quantize_statistics(const
     } else {
         if constexpr (kSmoothV || kRangeV) {
             chunk_statistics<kSmoothV, kRangeV>(p, p.v, bh, chunk, p.v_sum, p.v_low, p.v_high, shared);
-            if (kVSpan == kTensor && chunk == 0 && threadIdx.x == 0) p.v_absmax[bh] = 0;
         }
     }
 }

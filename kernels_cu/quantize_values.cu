@@ -1,9 +1,9 @@
 // Computes    codes and scales of V, in the order of the stored keys: 8-bit codes transposed for the tensor cores.
 // Grid/Block  1-D grid, one block per 64 keys of a head; 2 kD threads.
-// Inputs      v of any float type and strides; v_mean, v_scale (per channel) and v_absmax (per tensor) from
+// Inputs      v of any float type and strides; v_mean and, where they are per channel or tensor, v_scale from
 //             quantize_combine; key_index from quantize_rows.
-// Outputs     v: 8 bits (kD, 64) per block, the keys of each 16 in packing.V_ORDER; float16 rows. v_scale unless it is
-//             per channel. kv_mark (NaN where there is one).
+// Outputs     v: 8 bits (kD, 64) per block, the keys of each 16 in packing.V_ORDER; float16 rows. v_scale per block.
+//             kv_mark (NaN where there is one).
 // Tiles       64 keys x kD channels.
 // Fragments   a thread holds 16 neighbouring stored positions of two neighbouring channels: the codes of one channel are
 //             16 bytes of the transposed tile, packed without a shuffle.
@@ -42,26 +42,20 @@ __device__ __forceinline__ float2 absmax_of(const float (&x)[16][2]) {
 
 __device__ __forceinline__ float2 larger(float2 a, float2 b) { return make_float2(fmaxf(a.x, b.x), fmaxf(a.y, b.y)); }
 
-// Scales of the pair of channels that thread `pair` answers for; those that no other kernel writes are written.
+// Scales of two channels; those of a block are found, and written, here.
 __device__ __forceinline__ float2 scales_of_pair(const QuantizeParams& p, Shared& shared, s32 pair, s64 bh, s32 block) {
-    const s64 heads_first = bh * kD + 2 * pair;
-    if constexpr (kVSpan == kChannel) return *(const float2*)(p.v_scale + heads_first);
+    if constexpr (!kBlockScale) return *(const float2*)(p.v_scale + bh * kD + 2 * pair);
     float2 absmax;
     if constexpr (kVSpan == kBlockChannel) {
         absmax = larger(larger(shared.quarter[0][pair], shared.quarter[1][pair]),
                         larger(shared.quarter[2][pair], shared.quarter[3][pair]));
     } else {
-        absmax.x = absmax.y = __uint_as_float(kVSpan == kTensor ? p.v_absmax[bh] : shared.absmax);
+        absmax.x = absmax.y = __uint_as_float(shared.absmax);
     }
     float2 scale;
-    const bool inside = 64 * block < p.kv_len;
-    scale.x = inside && 2 * pair < p.head_dim ? scale_of<kV>(absmax.x, kVLargest) : 1.0f;
-    scale.y = inside && 2 * pair + 1 < p.head_dim ? scale_of<kV>(absmax.y, kVLargest) : 1.0f;
-    if constexpr (kBlockScale) {
-        *(float2*)(p.v_scale + (bh * (p.kv_pad / kBlockRows) + block) * kD + 2 * pair) = scale;
-    } else if (block == 0) {
-        *(float2*)(p.v_scale + heads_first) = scale;
-    }
+    scale.x = 2 * pair < p.head_dim ? scale_of<kV>(absmax.x, kVLargest) : 1.0f;
+    scale.y = 2 * pair + 1 < p.head_dim ? scale_of<kV>(absmax.y, kVLargest) : 1.0f;
+    *(float2*)(p.v_scale + (bh * (p.kv_pad / kBlockRows) + block) * kD + 2 * pair) = scale;
     return scale;
 }
 

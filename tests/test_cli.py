@@ -34,7 +34,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 
 @pytest.fixture(scope="module")
 def quick() -> demo.Demo:
-    return demo.run_demo(demo.QUICK)
+    return demo.run_demo(demo.QUICK, "numpy")
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def test_python_m_runs_the_commands(tmp_path: Path) -> None:
     package = Path(cupy_intfa.__file__).parents[1]
     for arguments, status in (
         (("info", "--json"), 0),
-        (("explain", "--backend", "cuda"), 2),
+        (("explain", "--heads", "0"), 2),
         (("demo", "--quick", "--output", str(tmp_path / "a.png")), 0),
     ):
         done = subprocess.run([*command, *arguments], cwd=package, capture_output=True, text=True)
@@ -73,11 +73,13 @@ def test_python_m_runs_the_commands(tmp_path: Path) -> None:
         (("explain", "--kv-heads", "3"), "q has 8 heads and k has 3: expected a multiple"),
         (("explain", "--kv-len", "7", "--causal"), "pass causal_alignment='top_left'"),
         (("explain", "--head-dim", "300"), "head dimension is 300: expected at most 256"),
-        (("explain", "--backend", "cuda"), "backend='cuda'"),
-        (("demo", "--backend", "cuda"), "backend='cuda'"),
+        (("explain", "--backend", "cuda"), "backend='cuda': there is no GPU (it fell out)"),
     ],
 )
-def test_wrong_arguments_exit_with_2(capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], text: str) -> None:
+def test_wrong_arguments_exit_with_2(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], text: str
+) -> None:
+    monkeypatch.setattr(cli, "default_device", lambda: "it fell out")
     with pytest.raises(SystemExit) as caught:
         cli.main(arguments)
     assert caught.value.code == 2
@@ -209,68 +211,88 @@ def test_check_fails_where_attention_is_wrong(
     assert {check["name"].split(", ")[1] for check in of_fast if not check["passed"]} == failing
 
 
-def test_check_reports_what_is_raised(run: Run) -> None:
-    lines = run("check", "--backend", "cuda", status=1).splitlines()
-    assert lines[0].startswith("FAIL  paper, square: NotImplementedError: backend='cuda'")
-    assert lines[-1] == f"0 of {len(lines) - 1} checks passed"
+def test_what_cannot_run_is_told(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arrays: np.ndarray, **options: Any) -> Any:
+        raise NotImplementedError(f"no {options['backend']} here")
+
+    for module in (demo, selftest):
+        monkeypatch.setattr(module, "attention", refuse)
+    assert cli.main(["check", "--backend", "cuda"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "FAIL  paper, square: NotImplementedError: no cuda here"
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["demo", "--backend", "numpy"])
+    assert caught.value.code == 2
+    assert "no numpy here" in capsys.readouterr().err
 
 
-def test_info_json_says_what_is_printed(run: Run) -> None:
+def test_info_says_what_is_installed(run: Run) -> None:
     found = json.loads(run("info", "--json"))
     text = run("info")
     assert found["packages"]["numpy"] == np.__version__
     assert found["sources"] == list(cupy_intfa.kernels.source_names())
-    assert "backend='cuda'" in found["kernels_missing"]
-    for value in (*found["packages"].values(), found["python"], found["kernels_missing"], *found["sources"]):
+    kernels = [name.removesuffix(".cu") for name in found["sources"] if name.endswith(".cu")]
+    for value in (*found["packages"].values(), found["python"], *kernels):
         assert (value or "not installed") in text
+    assert set(found["kernels"]) | set(found["kernels_missing"]) == set(PRESETS)
 
 
-FAKE_CUPY = """
-__version__ = "14.9.9"
-class cuda:
-    class nvrtc:
-        getVersion = staticmethod(lambda: (13, 0))
-    class runtime:
-        getDeviceCount = staticmethod(lambda: 1)
-        getDeviceProperties = staticmethod(lambda i: {"name": b"Fast GPU", "major": 9, "minor": 0})
-        driverGetVersion = staticmethod(lambda: 13010)
-        runtimeGetVersion = staticmethod(lambda: 12090)
-"""
+NO_CUPY = {"__init__.py": "raise PermissionError('~/.cupy')"}
+ONE_GPU = {
+    "__init__.py": "__version__ = '14.9.9'\nfrom cupy import cuda",
+    "cuda/__init__.py": """
+from types import SimpleNamespace
 
-
-@pytest.mark.parametrize(
-    ("source", "expected"),
-    [
-        ("raise PermissionError('~/.cupy')", {"cupy": None, "cupy_missing": "PermissionError: ~/.cupy", "devices": []}),
-        (
-            FAKE_CUPY,
-            {
-                "cupy": "14.9.9",
-                "cupy_missing": None,
-                "devices": ["Fast GPU (sm_90)"],
-                "driver": "13.1",
-                "runtime": "12.9",
-                "nvrtc": "13.0",
-            },
-        ),
-    ],
-    ids=["import fails", "one GPU"],
+Device = lambda: SimpleNamespace(id=0)
+gpu = dict(name=b"Fast GPU", major=9, minor=0, multiProcessorCount=132, sharedMemPerBlockOptin=232448)
+nvrtc = SimpleNamespace(getVersion=lambda: (13, 0))
+runtime = SimpleNamespace(
+    getDeviceCount=lambda: 1,
+    getDeviceProperties=lambda ordinal: gpu,
+    driverGetVersion=lambda: 13010,
+    runtimeGetVersion=lambda: 12090,
 )
-def test_info_about_cupy(tmp_path: Path, source: str, expected: dict[str, Any]) -> None:
-    (tmp_path / "cupy.py").write_text(source)
+""",
+}
+
+
+def info(cupy: dict[str, str], folder: Path) -> tuple[dict[str, Any], str]:
+    """Run the command beside a stand-in for CuPy; return its JSON and its text."""
+    for name, source in cupy.items():
+        (folder / "cupy" / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "cupy" / name).write_text(source)
     found, text = (
         subprocess.run(
             [sys.executable, "-m", "cupy_intfa", "info", *form],
             cwd=Path(cupy_intfa.__file__).parents[1],
-            env={**os.environ, "PYTHONPATH": str(tmp_path)},
+            env={**os.environ, "PYTHONPATH": str(folder)},
             capture_output=True,
             text=True,
             check=True,
         ).stdout
         for form in (("--json",), ())
     )
-    assert {name: json.loads(found)[name] for name in expected} == expected
-    assert all(value in text for value in expected.values() if isinstance(value, str))
+    return json.loads(found), text
+
+
+def test_info_keeps_the_reason_why_cupy_fails(tmp_path: Path) -> None:
+    found, text = info(NO_CUPY, tmp_path)
+    assert (found["cupy"], found["cupy_missing"], found["devices"]) == (None, "PermissionError: ~/.cupy", [])
+    assert "not usable: PermissionError: ~/.cupy" in text
+    assert found["kernels"] == {}
+    assert all("PermissionError: ~/.cupy" in reason for reason in found["kernels_missing"].values())
+    assert f"none for {', '.join(PRESETS)}: " in text
+
+
+def test_info_with_a_gpu_names_it_and_its_kernels(tmp_path: Path) -> None:
+    found, text = info(ONE_GPU, tmp_path)
+    versions = {name: found[name] for name in ("cupy", "cupy_missing", "driver", "runtime", "nvrtc")}
+    assert versions == {"cupy": "14.9.9", "cupy_missing": None, "driver": "13.1", "runtime": "12.9", "nvrtc": "13.0"}
+    (device,) = found["devices"]
+    assert (device["name"], device["capability"]) == ("Fast GPU", [9, 0])
+    assert "Fast GPU (sm_90)" in text
+    assert f"{found['kernels']['fast']}.cu" in found["sources"]
+    assert f"{found['kernels']['fast']} for " in text
 
 
 def test_explain_plans_what_the_arrays_would(run: Run) -> None:

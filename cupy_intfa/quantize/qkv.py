@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from os import PathLike
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from cupy_intfa.quantize.arithmetic import (
@@ -31,7 +30,7 @@ from cupy_intfa.quantize.keys import (
     take_tokens,
 )
 from cupy_intfa.quantize.rotate import rotate
-from cupy_intfa.recipe import Recipe
+from cupy_intfa.recipe import FLOAT8, Recipe
 
 _FILE_VERSION = 1
 
@@ -46,7 +45,7 @@ class QuantizedQKV:
     Parameters
     ----------
     q : array (B, Hq, Sq, D)
-        Codes of Q: int8, float16, float8_e4m3fn or float8_e5m2.
+        Codes of Q: int8, float16, float8_e4m3fn or float8_e5m2 (uint8 in CuPy, which has no 8-bit floats).
     k, v : array (B, Hkv, Skv, D)
         Codes of K and V.
     q_scale : array, float32
@@ -72,6 +71,15 @@ class QuantizedQKV:
         Layout of the inputs, and of the output. The arrays here are always (B, H, S, D).
     batched : bool
         False for inputs without a batch axis.
+    packed : array or None
+        The kernels' packing of the same data, if they made it: attention then need not pack again.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x = np.ones((1, 2, 8, 4), np.float32)
+    >>> quantize_arrays(x, x, x, recipe=Recipe(v_granularity="channel")).v_scale.shape
+    (1, 2, 4)
     """
 
     q: Array
@@ -89,6 +97,7 @@ class QuantizedQKV:
     dtype: str
     layout: str = "bhsd"
     batched: bool = True
+    packed: Array | None = field(default=None, repr=False)
 
     @property
     def nbytes(self) -> int:
@@ -96,8 +105,16 @@ class QuantizedQKV:
         return sum(int(array.nbytes) for array in self._arrays().values())
 
     def _arrays(self) -> dict[str, Array]:
-        named = ((f.name, getattr(self, f.name)) for f in fields(self))
+        named = ((f.name, getattr(self, f.name)) for f in fields(self) if f.name != "packed")
         return {name: value for name, value in named if hasattr(value, "nbytes")}
+
+    def to_host(self) -> QuantizedQKV:
+        """Give the same with NumPy arrays; nothing is copied that is on the host already."""
+        arrays: dict[str, Any] = {name: _to_host(array) for name, array in self._arrays().items()}
+        for name, stored in (("q", self.recipe.qk), ("k", self.recipe.qk), ("v", self.recipe.pv)):
+            if stored in FLOAT8:
+                arrays[name] = arrays[name].view(FORMATS[stored].dtype)
+        return replace(self, packed=None, **arrays)
 
     def dequantize(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Give back what the codes stand for.
@@ -115,7 +132,7 @@ class QuantizedQKV:
         >>> float(abs(qkv.dequantize()[0] - q).max()) <= 0.5 / 127
         True
         """
-        host = {name: _to_host(array) for name, array in self._arrays().items()}
+        host = self.to_host()._arrays()
         recipe, block = self.recipe, self.recipe.key_block
         index = host.get("key_index")
         back = None if index is None else invert_index(index, np)
@@ -152,11 +169,9 @@ class QuantizedQKV:
             "dtype": self.dtype,
             "layout": self.layout,
             "batched": self.batched,
-            "float8": self.q.dtype.name,
-            "float8_v": self.v.dtype.name,
         }
-        arrays = {name: _to_host(array) for name, array in self._arrays().items()}
-        # NumPy stores ml_dtypes as anonymous bytes: they travel as uint8 and the header names them.
+        arrays = self.to_host()._arrays()
+        # NumPy stores ml_dtypes as anonymous bytes: they travel as uint8 and the recipe names them.
         raw: dict[str, Any] = {
             name: a.view(np.uint8) if a.dtype.name.startswith("float8") else a for name, a in arrays.items()
         }
@@ -188,12 +203,9 @@ class QuantizedQKV:
             if header["version"] != _FILE_VERSION:
                 raise ValueError(f"{file} has version {header['version']}: expected {_FILE_VERSION}")
             arrays: dict[str, Array] = {name: stored[name] for name in stored.files if name != "header"}
-        for names, dtype in ((("q", "k"), header["float8"]), (("v",), header["float8_v"])):
-            if dtype.startswith("float8"):
-                arrays.update({name: arrays[name].view(getattr(ml_dtypes, dtype)) for name in names})
         optional: Mapping[str, None] = dict.fromkeys(("k_mean", "v_mean", "key_index"))
         rest = {name: header[name] for name in ("dtype", "layout", "batched")}
-        return cls(**{**optional, **arrays}, recipe=Recipe(**header["recipe"]), **rest)
+        return cls(**{**optional, **arrays}, recipe=Recipe(**header["recipe"]), **rest).to_host()
 
 
 def quantize_arrays(
@@ -213,8 +225,10 @@ def quantize_arrays(
     recipe : Recipe
         What to do.
     xp : module
-        numpy or cupy, the library of the arrays.
-    layout, batched
+        numpy or cupy, the library of the arrays; 8-bit floats are quantised on NumPy arrays only.
+    layout : {"bhsd", "bshd"}
+        Remembered in the result.
+    batched : bool
         Remembered in the result.
 
     Returns

@@ -294,7 +294,9 @@ def _product(p: Float32, v: Float32, pv: str) -> Float32:
         return p @ v
     high = np.floor(p * np.float32(1 / 256))
     low = p - high * np.float32(256)
-    return ((high @ v).astype(np.float64) * 256 + low @ v).astype(np.float32)
+    exact = (high @ v).astype(np.float64) * 256 + low @ v
+    rounded: Float32 = exact.astype(np.float32)
+    return rounded
 
 
 def _epilogue(state: _State, queries: _Queries, keys: _Keys, qkv: QuantizedQKV) -> tuple[Float32, Float32]:
@@ -341,8 +343,8 @@ def _finite_or_zero(m: Float32) -> Float64:
 
 def _exp2_or_zero(x: Float32) -> Float32:
     """2^x, and 0 where both maxima are still −inf."""
-    power: Float32 = np.exp2(x)
-    return np.where(np.isnan(x), np.float32(0), power)
+    power: Float32 = np.where(np.isnan(x), np.float32(0), np.exp2(x))
+    return power
 
 
 def _round_up(x: Float64) -> Float32:

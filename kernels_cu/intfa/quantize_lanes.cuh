@@ -43,7 +43,7 @@ __device__ __forceinline__ T of_row(T kept, s32 j) {
     return __shfl_sync(kAllLanes, kept, (threadIdx.x & 28) | j);
 }
 
-constexpr float rotation_norm(s32 block) {  // block^-1/2
+__device__ constexpr float rotation_norm(s32 block) {  // block^-1/2
     return block == 1 ? 1.0f : block == 2 ? 0.70710678118654752f : 0.5f * rotation_norm(block / 4);
 }
 

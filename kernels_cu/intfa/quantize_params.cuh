@@ -31,7 +31,6 @@ struct QuantizeParams {
     float* v_high;
     u32* q_absmax;  // (B, Hq), bits of float32: the order of integers is that of floats >= 0
     u32* k_absmax;  // (B, Hkv)
-    u32* v_absmax;  // (B, Hkv)
     s32 batch, heads, kv_heads, q_len, kv_len, head_dim;  // as the user gave them
     s32 q_pad, kv_pad;
 };

@@ -1,0 +1,177 @@
+"""The table of CUDA attention kernels: what each can run on which GPU, and with which tiles.
+
+A row is a function (problem, recipe, device) → `KernelChoice`, or the reason why that kernel cannot run the call. The
+plan takes the first row that fits. Tile sizes were measured on an H200 unless a comment says otherwise; where no GPU of
+an architecture was at hand they are the largest that compile without spills and fit its shared memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from cupy_intfa.device import DeviceInfo
+from cupy_intfa.packing import HEAD_DIM_TILES, KEY_BLOCK
+from cupy_intfa.problem import AttentionProblem
+from cupy_intfa.recipe import FLOAT8, Recipe
+
+LONG_ROW = 65536  # keys; 255 · 127 · 65536 < 2^31: longer rows empty their int32 accumulators on the way
+_FORMATS = {"int8": 0, "float16": 1, "float8_e4m3": 2, "float8_e5m2": 3}  # enum Format in kernels_cu/intfa/config.cuh
+
+
+@dataclass(frozen=True, kw_only=True)
+class KernelChoice:
+    """A kernel with its tiles.
+
+    Parameters
+    ----------
+    source : str
+        File name without ``.cu``, and entry point.
+    defines : tuple of str
+        ``NAME=value`` pairs, without the prefix ``INTFA_``.
+    rows, keys : int
+        B_r and B_c: query rows and keys per tile.
+    threads, shared_bytes : int
+        Of a block.
+    flush : bool
+        Whether rows of more than 65 536 keys need float32 sums in device memory.
+    reason : str
+        Why these tiles.
+    """
+
+    source: str
+    defines: tuple[str, ...]
+    rows: int
+    keys: int
+    threads: int
+    shared_bytes: int
+    flush: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Tile sizes of attention_sm80: 16-row tiles per warp, warps, keys, stages, blocks that registers are left for."""
+
+    m_tiles: int
+    warps: int
+    keys: int
+    stages: int
+    min_blocks: int
+
+
+# attention_sm80 on Hopper: per class of recipe, tiles by padded head dimension.
+_SM80_TILES: dict[str, dict[int, Tile]] = {
+    "integer": {
+        32: Tile(1, 4, 64, 3, 4),
+        64: Tile(1, 4, 64, 3, 4),
+        96: Tile(1, 4, 64, 3, 3),
+        128: Tile(1, 4, 64, 3, 3),
+        192: Tile(1, 4, 64, 2, 2),
+        256: Tile(1, 4, 64, 2, 2),
+    },
+    "float_o": {
+        32: Tile(1, 4, 64, 2, 3),
+        64: Tile(1, 4, 64, 2, 3),
+        96: Tile(1, 4, 64, 2, 2),
+        128: Tile(1, 4, 64, 2, 2),
+        192: Tile(1, 4, 64, 2, 1),
+        256: Tile(1, 4, 64, 2, 1),
+    },
+    "half": {
+        32: Tile(1, 4, 64, 2, 3),
+        64: Tile(1, 4, 64, 2, 3),
+        96: Tile(1, 4, 64, 2, 2),
+        128: Tile(1, 4, 64, 2, 2),
+        192: Tile(1, 4, 64, 2, 2),
+        256: Tile(1, 4, 64, 2, 2),
+    },
+}
+
+
+def common_defines(recipe: Recipe, head_dim: int) -> tuple[str, ...]:
+    """Say the recipe in macros: what every attention kernel is compiled with."""
+    return (
+        f"D={head_dim}",
+        f"QK={_FORMATS[recipe.qk]}",
+        f"PV={_FORMATS[recipe.pv]}",
+        f"K_TOKEN={int(recipe.k_granularity == 'token')}",
+        f"V_BLOCK={int(recipe.v_granularity in ('block', 'block_channel'))}",
+        f"TILE_REF={int(recipe.p_reference == 'tile')}",
+        f"EXACT_SUM={int(recipe.row_sum == 'exact')}",
+    )
+
+
+def no_packing(recipe: Recipe) -> str | None:
+    """Tell why no CUDA kernel runs a recipe, if none does."""
+    if recipe.pv == "int8x2":
+        return "pv='int8x2' is in the NumPy backend only: on GPUs float16 P is faster and more accurate"
+    if recipe.v_granularity == "token":
+        return "v_granularity='token' is in the NumPy backend only: expected tensor, channel, block or block_channel"
+    if recipe.key_block != KEY_BLOCK:
+        return f"key_block={recipe.key_block}: the CUDA kernels work in blocks of {KEY_BLOCK} keys"
+    if recipe.key_window not in (0, KEY_BLOCK):
+        return (
+            f"key_window={recipe.key_window}: the CUDA kernels sort inside one block of keys: expected 0 or {KEY_BLOCK}"
+        )
+    return None
+
+
+def padded_head_dim(head_dim: int) -> int:
+    """Give the smallest tile that holds the head dimension."""
+    return next(tile for tile in HEAD_DIM_TILES if tile >= head_dim)
+
+
+def _odd_units(row: int) -> int:
+    """Pad a row of shared memory to an odd number of 16-byte units."""
+    return row if row // 16 % 2 else row + 16
+
+
+def sm80_shared_bytes(recipe: Recipe, head_dim: int, tile: Tile) -> int:
+    """Count the bytes of ``struct Shared`` in attention_sm80.cu."""
+    half = recipe.pv == "float16"
+    k_row = head_dim * (2 if recipe.qk == "float16" else 1)
+    v_rows, v_row = (tile.keys, 2 * head_dim) if half else (tile.keys // 64 * head_dim, 64)
+    k_scales = tile.keys if recipe.k_granularity == "token" else tile.keys // 16
+    v_scales = head_dim if recipe.v_granularity in ("block", "block_channel") else 4
+    stage = tile.keys * _odd_units(k_row) + v_rows * _odd_units(v_row) + 4 * (k_scales + v_scales) + tile.keys
+    return tile.stages * (-(-stage // 128) * 128)
+
+
+def _sm80(problem: AttentionProblem, recipe: Recipe, device: DeviceInfo) -> KernelChoice | str:
+    if device.capability < (7, 5):
+        return f"attention_sm80 needs tensor cores for int8: compute capability 7.5, {device.name} has {device.arch}"
+    if (recipe.qk in FLOAT8 or recipe.pv in FLOAT8) and device.capability < (8, 9):
+        return f"8-bit floats have tensor cores from compute capability 8.9 on, {device.name} has {device.arch}"
+    head_dim = padded_head_dim(problem.head_dim)
+    integer_o = recipe.integer_pv and recipe.p_reference == "running" and "block" not in recipe.v_granularity
+    kind = "integer" if integer_o else "float_o" if recipe.integer_pv else "half"
+    tile = _SM80_TILES[kind][head_dim]
+    shared = sm80_shared_bytes(recipe, head_dim, tile)
+    if shared > device.shared_per_block:
+        return (
+            f"attention_sm80 needs {shared} bytes of shared memory at D {head_dim}, {device.name} has "
+            f"{device.shared_per_block} per block"
+        )
+    long_rows = integer_o and problem.kv_len > LONG_ROW
+    return KernelChoice(
+        source="attention_sm80",
+        defines=(
+            *common_defines(recipe, head_dim),
+            f"LONG={int(long_rows)}",
+            f"WARPS={tile.warps}",
+            f"M_TILES={tile.m_tiles}",
+            f"BC={tile.keys}",
+            f"STAGES={tile.stages}",
+            f"MIN_BLOCKS={tile.min_blocks}",
+        ),
+        rows=16 * tile.m_tiles * tile.warps,
+        keys=tile.keys,
+        threads=32 * tile.warps,
+        shared_bytes=shared,
+        flush=long_rows,
+        reason=f"{device.arch} has mma.sync, and nothing faster in this version",
+    )
+
+
+KERNELS: tuple[Callable[[AttentionProblem, Recipe, DeviceInfo], KernelChoice | str], ...] = (_sm80,)
