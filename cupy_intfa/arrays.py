@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,6 +63,16 @@ def kind_of(x: object) -> str:
         ...
     TypeError: got a list: expected an array of numpy, cupy, torch or jax
     """
+    kind = _kinds.get(type(x))
+    if kind is None:
+        kind = _kinds[type(x)] = _recognise(x)
+    return kind
+
+
+_kinds: dict[type, str] = {}  # asking array_api_compat costs as much as a kernel launch
+
+
+def _recognise(x: object) -> str:
     if isinstance(x, np.ndarray):
         return "numpy"
     if array_api_compat.is_cupy_array(x):
@@ -71,6 +82,17 @@ def kind_of(x: object) -> str:
     if array_api_compat.is_jax_array(x):
         return "jax"
     raise TypeError(f"got a {type(x).__name__}: expected an array of {', '.join(KINDS[:-1])} or {KINDS[-1]}")
+
+
+_dtype_names: dict[Any, str] = {}
+
+
+def dtype_name(x: Array) -> str:
+    """Give the name of an array's dtype; NumPy builds it anew each time, in a microsecond."""
+    name = _dtype_names.get(x.dtype)
+    if name is None:
+        name = _dtype_names[x.dtype] = x.dtype.name
+    return name
 
 
 def take_in(**named: Any) -> Operands:
@@ -99,24 +121,26 @@ def take_in(**named: Any) -> Operands:
     >>> take_in(q=np.zeros(2), k=np.zeros(2)).kind
     'numpy'
     """
-    kinds: dict[str, str] = {}
+    first, kind = "", ""
     for name, x in named.items():
         try:
-            kinds[name] = kind_of(x)
+            found = kind_of(x)
         except TypeError as error:
             raise TypeError(f"{name}: {error}") from None
-    first = next(iter(kinds))
-    for name, kind in kinds.items():
-        if kind != kinds[first]:
-            raise TypeError(f"{first} is a {kinds[first]} array and {name} a {kind} array: expected one library")
-    views = [_view(name, x, kinds[name]) for name, x in named.items()]
-    for (name, _), (_, device) in zip(named.items(), views, strict=True):
-        if device != views[0][1]:
-            raise ValueError(f"{first} is on {_place(views[0][1])} and {name} on {_place(device)}: expected one device")
-    return Operands(tuple(view for view, _ in views), kinds[first], views[0][1])
+        if not first:
+            first, kind = name, found
+        if found != kind:
+            raise TypeError(f"{first} is a {kind} array and {name} a {found} array: expected one library")
+    views = [_view(name, x, kind) for name, x in named.items()]
+    device = views[0][1]
+    for name, (_, other) in zip(named, views, strict=True):
+        if other != device:
+            raise ValueError(f"{first} is on {_place(device)} and {name} on {_place(other)}: expected one device")
+    return Operands(tuple(view for view, _ in views), kind, device)
 
 
-def on_stream(operands: Operands, device: int) -> AbstractContextManager[Any]:
+@contextmanager
+def on_stream(operands: Operands, device: int) -> Iterator[None]:
     """Make a device CuPy's current one, and the caller's stream its current stream.
 
     Parameters
@@ -126,21 +150,21 @@ def on_stream(operands: Operands, device: int) -> AbstractContextManager[Any]:
     device : int
         CUDA device ordinal.
 
-    Returns
-    -------
-    context manager
+    Yields
+    ------
+    None
         What happens inside is ordered with the caller's own work.
     """
     import cupy
 
-    stack = ExitStack()
-    stack.enter_context(cupy.cuda.Device(device))
-    if operands.kind == "torch" and operands.device is not None:
-        import torch
+    with cupy.cuda.Device(device):
+        if operands.kind == "torch" and operands.device is not None:
+            import torch
 
-        stream = torch.cuda.current_stream(device)
-        stack.enter_context(cupy.cuda.Stream.from_external(stream))
-    return stack
+            with cupy.cuda.Stream.from_external(torch.cuda.current_stream(device)):
+                yield
+        else:
+            yield
 
 
 def give_back(x: Array, operands: Operands) -> Any:

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from cupy_intfa.arrays import Operands, give_back, kind_of, take_in
-from cupy_intfa.backends import attend_on_cuda, attend_on_numpy, quantise_on_cuda, quantise_on_numpy
+from cupy_intfa.arrays import Operands, dtype_name, give_back, kind_of, take_in
+from cupy_intfa.backends import attend_on_cuda, attend_on_numpy, quantise_on_cuda, quantise_on_numpy, to_bhsd
 from cupy_intfa.device import DeviceInfo, default_device, device_info
 from cupy_intfa.plan import CudaPlan, Plan, check_backend, make_plan
 from cupy_intfa.problem import DTYPES, AttentionProblem, make_problem
@@ -97,13 +97,11 @@ def attention(
     >>> out.shape, out.dtype.name, lse.shape
     ((1, 2, 128, 64), 'float32', (1, 2, 128))
     """
-    recipe = get_recipe(recipe)
-    operands, problem = _read(q, k, v, is_causal, causal_alignment, scale, layout)
-    target = _check_out(out, problem, operands)
-    plan = make_plan(problem, recipe, backend, _find_device(operands, backend))
+    operands, plan = _read(q, k, v, is_causal, causal_alignment, scale, layout, recipe, backend)
+    target = _check_out(out, plan.problem, operands)
     _check_workspace(workspace, plan.cuda)
     if check_finite:
-        _refuse_non_finite(operands)
+        _refuse_non_finite(operands, plan.problem)
     if plan.cuda:
         o, lse = attend_on_cuda(plan, plan.cuda, operands.arrays, operands, target, return_lse, workspace)
     else:
@@ -156,11 +154,9 @@ def quantize_qkv(
     >>> bool((attention_quantized(qkv) == attention(q, k, v, recipe="paper")).all())
     True
     """
-    recipe = get_recipe(recipe)
-    operands, problem = _read(q, k, v, False, None, None, layout)
-    plan = make_plan(problem, recipe, backend, _find_device(operands, backend))
+    operands, plan = _read(q, k, v, False, None, None, layout, recipe, backend)
     if check_finite:
-        _refuse_non_finite(operands)
+        _refuse_non_finite(operands, plan.problem)
     if plan.cuda:
         return quantise_on_cuda(plan, plan.cuda, operands.arrays, operands)
     return quantise_on_numpy(plan, _to_host(operands.arrays))
@@ -222,19 +218,16 @@ def attention_quantized(
         raise TypeError(f"qkv is a {type(qkv).__name__}: expected a QuantizedQKV, made by quantize_qkv")
     operands = take_in(q=qkv.q)
     dtype = qkv.dtype if out_dtype is None else _dtype_name(out_dtype)
-    kv_shape = _user_shape(qkv.k.shape, qkv.layout, qkv.batched)
-    problem = make_problem(
-        _user_shape(qkv.q.shape, qkv.layout, qkv.batched),
-        kv_shape,
-        kv_shape,
+    plan = _plan(
+        (qkv.q.shape, qkv.k.shape, qkv.k.shape),
         (dtype, dtype, dtype),
-        is_causal=is_causal,
-        causal_alignment=causal_alignment,
-        scale=scale,
-        layout=qkv.layout,
+        (is_causal, causal_alignment, scale, qkv.layout),
+        qkv.recipe,
+        backend,
+        _find_device(operands, backend),
+        qkv.batched,
     )
-    target = _check_out(out, problem, operands)
-    plan = make_plan(problem, qkv.recipe, backend, _find_device(operands, backend))
+    target = _check_out(out, plan.problem, operands)
     _check_workspace(workspace, plan.cuda)
     if plan.cuda:
         o, lse = attend_on_cuda(plan, plan.cuda, qkv, operands, target, return_lse, workspace)
@@ -286,32 +279,58 @@ def explain(
     >>> explain(q, q, q, is_causal=True, backend="numpy").kernel
     'emulator'
     """
-    operands, problem = _read(q, k, v, is_causal, causal_alignment, scale, layout)
-    return make_plan(problem, get_recipe(recipe), backend, _find_device(operands, backend))
-
-
-# Validating costs 10 µs, as much as launching two kernels; a network calls with the same shapes again and again.
-_known_problem = lru_cache(maxsize=1024, typed=True)(make_problem)
+    return _read(q, k, v, is_causal, causal_alignment, scale, layout, recipe, backend)[1]
 
 
 def _read(
-    q: Any, k: Any, v: Any, is_causal: bool, alignment: str | None, scale: float | None, layout: str
-) -> tuple[Operands, AttentionProblem]:
+    q: Any,
+    k: Any,
+    v: Any,
+    is_causal: bool,
+    alignment: str | None,
+    scale: float | None,
+    layout: str,
+    recipe: str | Recipe,
+    backend: str,
+) -> tuple[Operands, Plan]:
+    """Take arrays in, validate the call, plan it."""
     operands = take_in(q=q, k=k, v=v)
-    q_view, k_view, v_view = operands.arrays
-    options = (is_causal, alignment, scale, layout)
-    make = _known_problem if all(isinstance(x, Hashable) for x in options) else make_problem
-    problem = make(
-        q_view.shape,
-        k_view.shape,
-        v_view.shape,
-        (q_view.dtype.name, k_view.dtype.name, v_view.dtype.name),
-        is_causal=is_causal,
-        causal_alignment=alignment,
-        scale=scale,
-        layout=layout,
+    x, y, z = operands.arrays
+    plan = _plan(
+        (x.shape, y.shape, z.shape),
+        (dtype_name(x), dtype_name(y), dtype_name(z)),
+        (is_causal, alignment, scale, layout),
+        recipe,
+        backend,
+        _find_device(operands, backend),
     )
-    return operands, problem
+    return operands, plan
+
+
+def _plan(*call: Any) -> Plan:
+    """Plan a call, from memory if it came before: a network calls with the same shapes again and again."""
+    return _known_plan(*call) if all(isinstance(x, Hashable) for x in call[2]) else _new_plan(*call)
+
+
+def _new_plan(
+    shapes: tuple[tuple[int, ...], ...],
+    dtypes: tuple[str, str, str],
+    options: tuple[bool, str | None, float | None, str],
+    recipe: str | Recipe,
+    backend: str,
+    device: DeviceInfo | str,
+    canonical: bool | None = None,
+) -> Plan:
+    """Validate and plan; ``canonical`` says that shapes are (B, H, S, D), and whether the caller's have a batch."""
+    is_causal, alignment, scale, layout = options
+    if canonical is not None:
+        shapes = tuple(_user_shape(shape, layout, canonical) for shape in shapes)
+    problem = make_problem(*shapes, dtypes, is_causal=is_causal, causal_alignment=alignment, scale=scale, layout=layout)
+    return make_plan(problem, get_recipe(recipe), backend, device)
+
+
+# Validating and planning cost 20 µs, as much as four launches. Typed: True is not 1.
+_known_plan = lru_cache(maxsize=1024, typed=True)(_new_plan)
 
 
 def _dtype_name(dtype: Any) -> str:
@@ -378,14 +397,16 @@ def _check_workspace(workspace: Any, cuda: CudaPlan | None) -> None:
         )
 
 
-def _refuse_non_finite(operands: Operands) -> None:
+def _refuse_non_finite(operands: Operands, problem: AttentionProblem) -> None:
     for name, x in zip("qkv", _to_host(operands.arrays), strict=True):
         with np.errstate(over="ignore"):
-            bad = np.argwhere(~np.isfinite(x.astype(np.float32)))
+            finite = np.isfinite(to_bhsd(x, problem.layout, problem.batched).astype(np.float32))
+        bad = np.argwhere(~finite)
         if len(bad):
+            where = tuple(int(i) for i in bad[0])
             raise ValueError(
-                f"{name} holds {len(bad)} values that are not finite in float32, the first at "
-                f"{tuple(map(int, bad[0]))}: clean the input, or pass check_finite=False to get NaN where they reach"
+                f"{name} holds {len(bad)} values that are not finite in float32, the first at (batch, head, token, "
+                f"channel) = {where}: clean the input, or pass check_finite=False to get NaN in the rows they reach"
             )
 
 

@@ -12,8 +12,8 @@ from cupy_intfa.arrays import Operands, on_stream
 from cupy_intfa.packing import pack, unpack
 from cupy_intfa.plan import CudaPlan, Plan
 from cupy_intfa.quantize import QuantizedQKV, quantize_arrays
-from cupy_intfa.quantize import cuda as quantize_cuda
 from cupy_intfa.quantize.arithmetic import Array
+from cupy_intfa.quantize.launch import quantize_into
 from cupy_intfa.reference import emulator
 
 
@@ -85,7 +85,7 @@ def attend_on_cuda(
             workspace = _packed(plan, cuda, source, workspace)
         else:
             workspace = cp.empty(cuda.workspace_bytes, np.uint8) if workspace is None else workspace
-            _quantise_into(plan, cuda, source, workspace)
+            quantize_into(plan, cuda, tuple(cp.asarray(x) for x in source), workspace)
         on_device = operands.device is not None
         filled = target if on_device and target is not None else cp.empty(problem.out_shape, numpy_dtype(problem.dtype))
         lse = cp.empty(problem.lse_shape, np.float32) if return_lse else None
@@ -121,18 +121,10 @@ def quantise_on_cuda(plan: Plan, cuda: CudaPlan, arrays: tuple[Array, ...], oper
 
     with on_stream(operands, cuda.device.ordinal):
         workspace = cp.empty(cuda.workspace_bytes, np.uint8)
-        _quantise_into(plan, cuda, arrays, workspace)
+        quantize_into(plan, cuda, tuple(cp.asarray(x) for x in arrays), workspace)
         if operands.device is not None:
             return unpack(cuda.packing, workspace, plan.problem, plan.recipe, cp, keep=True)
         return unpack(cuda.packing, workspace.get(), plan.problem, plan.recipe, np)
-
-
-def _quantise_into(plan: Plan, cuda: CudaPlan, arrays: tuple[Array, ...], workspace: Array) -> None:
-    import cupy as cp
-
-    at = workspace.data.ptr
-    on_device = tuple(cp.asarray(x) for x in arrays)
-    quantize_cuda.quantize(plan.problem, plan.recipe, on_device, at, at + cuda.packing.nbytes, cuda.device.ordinal)
 
 
 def _packed(plan: Plan, cuda: CudaPlan, qkv: QuantizedQKV, workspace: Array | None) -> Array:

@@ -13,6 +13,8 @@ from cupy_intfa.quantize.codes import FORMATS
 
 if TYPE_CHECKING:
     from cupy_intfa.plan import CudaPlan, Plan
+    from cupy_intfa.problem import AttentionProblem
+    from cupy_intfa.recipe import Recipe
 
 NO_MASK = 0x3FFFFFFF  # kNoMask in kernels_cu/intfa/types.cuh
 OUT_DTYPES = {"float16": 0, "bfloat16": 1, "float32": 2, "float64": 3}  # enum Dtype in kernels_cu/intfa/types.cuh
@@ -33,17 +35,13 @@ _ARRAYS = (
     "key_index",
 )
 _ATTENTION = struct.Struct(f"={len(_ARRAYS)}Q3Q4q10i4f")
+ATTENTION_PARAMS_BYTES = _ATTENTION.size
 
 
 def by_value(packed: bytes) -> np.void:
     """Make the NumPy scalar that CuPy passes to a kernel by value."""
     scalar: np.void = np.frombuffer(packed, np.dtype((np.void, len(packed))))[0]
     return scalar
-
-
-def pointers(packing: Packing, workspace: int) -> dict[str, int]:
-    """Give the address of every array in a workspace at an address."""
-    return {name: workspace + region.offset for name, region in packing.regions.items()}
 
 
 def attention(plan: Plan, cuda: CudaPlan, workspace: int, out: int, out_strides: tuple[int, ...], lse: int) -> None:
@@ -64,16 +62,23 @@ def attention(plan: Plan, cuda: CudaPlan, workspace: int, out: int, out_strides:
     lse : int
         Address of the log-sum-exp (B, Hq, Sq), float32, or 0.
     """
-    problem, recipe, packing = plan.problem, plan.recipe, cuda.packing
-    at = pointers(packing, workspace)
-    largest = FORMATS["int4" if recipe.qk_bits == 4 else recipe.qk].largest
-    scale = np.float32(problem.scale)
     packed = _ATTENTION.pack(
-        *(at.get(name, 0) for name in _ARRAYS),
+        *(workspace + offset if offset >= 0 else 0 for offset in cuda.offsets),
         out,
         lse,
-        workspace + packing.nbytes if cuda.flush else 0,
+        workspace + cuda.packing.nbytes if cuda.flush else 0,
         *out_strides,
+        *plan.numbers,
+    )
+    kernel: Any = load_kernel(cuda.source, cuda.defines, cuda.device.ordinal, cuda.shared_bytes)
+    kernel((cuda.grid,), (cuda.threads,), (by_value(packed),), shared_mem=cuda.shared_bytes)
+
+
+def attention_numbers(problem: AttentionProblem, recipe: Recipe, packing: Packing) -> tuple[float, ...]:
+    """Give the integers and floats at the end of AttentionParams."""
+    largest = FORMATS["int4" if recipe.qk_bits == 4 else recipe.qk].largest
+    scale = np.float32(problem.scale)
+    return (
         problem.heads,
         problem.kv_heads,
         problem.q_len,
@@ -84,11 +89,13 @@ def attention(plan: Plan, cuda: CudaPlan, workspace: int, out: int, out_strides:
         NO_MASK if problem.causal_offset is None else problem.causal_offset,
         recipe.key_order == "last_to_first",
         OUT_DTYPES[problem.dtype],
-        scale,
-        scale * np.float32(1.4426950408889634),
-        np.float32(largest) * np.float32(largest) * np.float32(problem.head_dim),
-        np.log2(np.float32(recipe.p_top)),
+        float(scale),
+        float(scale * np.float32(1.4426950408889634)),
+        float(np.float32(largest) * np.float32(largest) * np.float32(problem.head_dim)),
+        float(np.log2(np.float32(recipe.p_top))),
     )
-    defines = (*cuda.defines, f"PARAMS_BYTES={_ATTENTION.size}")
-    kernel: Any = load_kernel(cuda.source, defines, cuda.device.ordinal, cuda.shared_bytes)
-    kernel((cuda.grid,), (cuda.threads,), (by_value(packed),), shared_mem=cuda.shared_bytes)
+
+
+def attention_offsets(packing: Packing) -> tuple[int, ...]:
+    """Give the offset of each array of AttentionParams in the workspace, -1 for one that the recipe does not have."""
+    return tuple(packing.regions[name].offset if name in packing.regions else -1 for name in _ARRAYS)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
 
 from cupy_intfa.device import DeviceInfo
 from cupy_intfa.kernel_table import KERNELS, KernelChoice, no_packing
+from cupy_intfa.launch import ATTENTION_PARAMS_BYTES, attention_numbers, attention_offsets
 from cupy_intfa.packing import Packing, make_packing
 from cupy_intfa.problem import AttentionProblem
 from cupy_intfa.quantize.cuda import plan_quantize
@@ -53,10 +54,15 @@ class CudaPlan:
     scratch_bytes: int
     flush: bool
 
-    @property
+    @cached_property
     def workspace_bytes(self) -> int:
         """Bytes of the whole workspace."""
         return self.packing.nbytes + self.scratch_bytes
+
+    @cached_property
+    def offsets(self) -> tuple[int, ...]:
+        """Offsets of the attention kernel's arrays in the workspace."""
+        return attention_offsets(self.packing)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +102,13 @@ class Plan:
     key_tile: int
     reasons: tuple[str, ...] = ()
     cuda: CudaPlan | None = None
+
+    @cached_property
+    def numbers(self) -> tuple[float, ...]:
+        """Sizes and factors that the attention kernel gets."""
+        if self.cuda is None:
+            raise ValueError("the NumPy backend launches nothing: this plan has no numbers for a kernel")
+        return attention_numbers(self.problem, self.recipe, self.cuda.packing)
 
     @property
     def operations(self) -> int:
@@ -231,7 +244,7 @@ def _cuda_plan(problem: AttentionProblem, recipe: Recipe, device: DeviceInfo, ch
     cuda = CudaPlan(
         device=device,
         source=choice.source,
-        defines=(*choice.defines, f"SHARED_BYTES={choice.shared_bytes}"),
+        defines=(*choice.defines, f"SHARED_BYTES={choice.shared_bytes}", f"PARAMS_BYTES={ATTENTION_PARAMS_BYTES}"),
         grid=problem.batch * problem.heads * row_blocks,
         threads=choice.threads,
         shared_bytes=choice.shared_bytes,

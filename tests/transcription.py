@@ -1,8 +1,8 @@
 """What a recipe means, written a second time: float64, all keys at once, no running state.
 
-`algorithm_1` is the paper's loop, letter by letter. `evaluate` states what any recipe computes on given codes and
+`algorithm_1` is the paper's loop, letter by letter. `evaluate` states what any recipe computes from given codes and
 scales, and how far float32 arithmetic may take the emulator from it: P is bracketed, so a probability within the
-arithmetic's error of a rounding tie may differ by one level and no other may.
+arithmetic's error of a rounding tie may differ by one level, and no other may.
 """
 
 from __future__ import annotations
@@ -17,59 +17,48 @@ from scipy.linalg import block_diag, hadamard
 
 from cupy_intfa import QuantizedQKV, Recipe
 
-Float64 = npt.NDArray[np.float64]
 Array = npt.NDArray[Any]
+Float64 = npt.NDArray[np.float64]
+Index = npt.NDArray[np.intp]
 
 U = 2.0**-24  # unit roundoff of float32
-EXP2 = 8 * U  # np.exp2 of float32 is within 4 ulp on every platform
+EXP2 = 8 * U  # np.exp2 of float32 is off by at most 4 ulp on every platform
 TINY = 2.0**-126  # below it float32 is subnormal, and may be flushed
-LN_2 = float(np.log(2.0))
-
-
-@dataclass(frozen=True, eq=False)
-class Evaluation:
-    """Output and log-sum-exp of a recipe, and how far from them float32 arithmetic may be."""
-
-    out: Float64  # (B, Hq, Sq, D)
-    lse: Float64  # (B, Hq, Sq)
-    out_slack: Float64
-    lse_slack: Float64
 
 
 def rotation(head_dim: int) -> Float64:
-    """Give the block-diagonal orthonormal Hadamard matrix (D, D)."""
+    """Make the block-diagonal orthonormal Hadamard matrix (D, D)."""
     block = max(b for b in (1, 2, 4, 8, 16, 32, 64, 128, 256) if head_dim % b == 0)
     matrix: Float64 = block_diag(*[hadamard(block) / np.sqrt(block)] * (head_dim // block))
     return matrix
 
 
-def stored_order(qkv: QuantizedQKV, b: int, head: int) -> npt.NDArray[np.intp]:
+def stored_order(qkv: QuantizedQKV, b: int, head: int) -> Index:
     """Original index of the key at each stored position."""
-    length = qkv.k.shape[2]
-    return np.arange(length) if qkv.key_index is None else np.asarray(qkv.key_index[b, head], np.intp)
+    return np.arange(qkv.k.shape[2]) if qkv.key_index is None else np.asarray(qkv.key_index[b, head], np.intp)
 
 
-def token_scales(scale: Array, granularity: str, order: npt.NDArray[np.intp], block: int) -> Float64:
+def token_scales(scale: Array, granularity: str, order: Index, block: int) -> Float64:
     """Scale of each stored token of one head, from the scales as `QuantizedQKV` keeps them."""
     position = np.arange(len(order))
     index: dict[str, Any] = {
         "tensor": (np.zeros_like(position),),
-        "token": (order,),  # in the original order
+        "token": (order,),  # kept in original order
         "block": (position // block,),
-        "group": (position // block, (position % 8) // 2),
+        "group": (position // block, position % 8 // 2),
     }
-    return np.atleast_1d(scale).astype(np.float64)[index[granularity]]
+    spread: Float64 = np.atleast_1d(scale).astype(np.float64)[index[granularity]]
+    return spread
 
 
-def value_scales(qkv: QuantizedQKV, b: int, head: int, order: npt.NDArray[np.intp]) -> Float64:
-    """Scale of each element of V in stored order, (Skv, D) or (Skv, 1)."""
+def value_scales(qkv: QuantizedQKV, b: int, head: int, order: Index) -> Float64:
+    """Scale of each element of V in stored order: (Skv, D), or (Skv, 1) where channels share."""
     scale = np.asarray(qkv.v_scale[b, head], np.float64)
-    kind = qkv.recipe.v_granularity
-    if kind == "channel":
+    if qkv.recipe.v_granularity == "channel":
         return np.broadcast_to(scale, (len(order), scale.size))
-    if kind == "block_channel":
+    if qkv.recipe.v_granularity == "block_channel":
         return scale[np.arange(len(order)) // qkv.recipe.key_block]
-    return token_scales(scale, kind, order, qkv.recipe.key_block)[:, None]
+    return token_scales(scale, qkv.recipe.v_granularity, order, qkv.recipe.key_block)[:, None]
 
 
 def round_p(p: Float64, recipe: Recipe) -> Float64:
@@ -84,15 +73,15 @@ def round_p(p: Float64, recipe: Recipe) -> Float64:
 
 def algorithm_1(
     qkv: QuantizedQKV, *, scale: float, key_tile: int, causal_offset: int | None = None
-) -> tuple[Float64, Float64, Float64]:
-    """Run arXiv 2409.16997, Algorithm 1, as it is printed, one query row at a time.
+) -> tuple[Float64, Float64]:
+    """Run arXiv 2409.16997, Algorithm 1, as it is printed, one row of Q at a time.
 
-    Returns the output, its distance allowed by the rounding of P, and the smallest distance of any P·R from a tie
-    relative to what one rounding to float16 may move it.
+    Returns the output, and how far from it P may take it where P·R stands so near a tie that the one rounding to
+    float16 before the integer, 2⁻¹¹ of P, or the error of float32's exponential, below 2⁻¹⁵ of P for scores under 300,
+    may pass it.
     """
     (batch, heads, q_len, head_dim), (kv_heads, kv_len) = qkv.q.shape, qkv.k.shape[1:3]
     out, slack = np.zeros((2, batch, heads, q_len, head_dim))
-    r, ties = 127.0, 0
     for b, h, i in np.ndindex(batch, heads, q_len):
         g = h // (heads // kv_heads)
         o, o_slack = np.zeros((2, head_dim))
@@ -102,144 +91,148 @@ def algorithm_1(
             cols = slice(j, min(j + key_tile, seen))
             q8, k8, v8 = (x.astype(np.float64) for x in (qkv.q[b, h, i], qkv.k[b, g, cols], qkv.v[b, g, cols]))
             s = scale * float(qkv.q_scale[b, h, i]) * (k8 @ q8) * qkv.k_scale[b, g, cols].astype(np.float64)
-            m_new = max(m, s.max())
-            exact = r * np.exp(s - m_new)
+            m_new = max(m, float(s.max()))
+            exact = 127 * np.exp(s - m_new)
             p = np.rint(exact)
-            # One rounding to float16 before the integer moves P by 2^-11 of it, float32 arithmetic by far less.
-            near = np.abs(np.abs(exact - np.floor(exact)) - 0.5) <= exact * (2.0**-11 + 2.0**-15)
-            ties += int(near.sum())
+            tie = np.abs(exact - np.floor(exact) - 0.5) <= exact * (2.0**-11 + 2.0**-15)
             past = np.exp(m - m_new)
-            l, l_slack = past * l + p.sum(), past * l_slack + near.sum()  # noqa: E741
-            o, o_slack = past * o + p @ v8, past * o_slack + near @ np.abs(v8)
+            l, l_slack = past * l + p.sum(), past * l_slack + tie.sum()  # noqa: E741
+            o, o_slack = past * o + p @ v8, past * o_slack + tie @ np.abs(v8)
             m = m_new
         if seen > 0:
             s_v = float(qkv.v_scale[b, g])
             out[b, h, i] = o / l * s_v
-            slack[b, h, i] = (o_slack + np.abs(o / l) * l_slack) / max(l - l_slack, r) * s_v
-    return out, slack, np.array(ties / max(1, batch * heads * q_len * kv_len))
+            slack[b, h, i] = (o_slack + np.abs(o / l) * l_slack) / max(l - l_slack, 126.0) * s_v
+    return out, slack
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """Output (B, Hq, Sq, D) and log-sum-exp (B, Hq, Sq) of a recipe, and how far float32 may be from each."""
+
+    out: Float64
+    lse: Float64
+    out_slack: Float64
+    lse_slack: Float64
 
 
 def evaluate(qkv: QuantizedQKV, *, scale: float, key_tile: int, causal_offset: int | None = None) -> Evaluation:
-    """Evaluate any recipe on its codes and scales."""
+    """Evaluate any recipe on its codes and scales.
+
+    Where float32 rounds, each time by u or by what is named:
+
+    - a score: log₂ e, scale · log₂ e, · s_q, · s_k and, per token, the product with s_k: 5u. A product of floats also
+      rounds D additions. A maximum is as far off as the farthest score, and is rounded up: 2u.
+    - P's exponent: the score, the reference, log₂ R, their difference rounded down and the sum: 4u of the sizes.
+    - P: the exponential's 8u. Then P is rounded, and so it is bracketed: `p_slack` is what the whole error can do.
+    - a weight: one exponential and one product per tile passed, and both maxima.
+    - a row sum: one addition per key of a tile and one per tile; P V adds integers exactly, floats like the row sum.
+    """
     batch, heads, q_len, head_dim = qkv.q.shape
     out, out_slack = np.zeros((2, batch, heads, q_len, head_dim))
     lse, lse_slack = np.zeros((2, batch, heads, q_len))
     for b, h in np.ndindex(batch, heads):
-        o, o_slack, log_sum, log_slack = _evaluate_head(qkv, b, h, float(np.float32(scale)), key_tile, causal_offset)
-        out[b, h], out_slack[b, h], lse[b, h], lse_slack[b, h] = o, o_slack, log_sum, log_slack
+        one = _evaluate_head(qkv, (b, h, h // (heads // qkv.k.shape[1])), float(scale), key_tile, causal_offset)
+        out[b, h], lse[b, h], out_slack[b, h], lse_slack[b, h] = one.out, one.lse, one.out_slack, one.lse_slack
     return Evaluation(out, lse, out_slack, lse_slack)
 
 
 @dataclass(frozen=True, eq=False)
 class _Scores:
-    """Scores in nats of one head against the stored keys, hidden ones −inf, and bounds of their float32 error."""
+    """Scores of one head in nats, stored keys, hidden ones −inf; their error; what centring K took from each row."""
 
     s: Float64  # (Sq, Skv)
-    error: Float64  # (Sq, Skv), absolute
-    mean: Float64  # (Sq,) what centring K took from every score of a row
-    mean_error: Float64
+    error: Float64  # (Sq, Skv)
+    mean: Float64  # (Sq,)
+    mean_error: Float64  # (Sq,)
 
 
-def _scores(qkv: QuantizedQKV, b: int, h: int, scale: float, causal_offset: int | None) -> _Scores:
-    recipe, head_dim = qkv.recipe, qkv.q.shape[3]
-    g = h // (qkv.q.shape[1] // qkv.k.shape[1])
+def _scores(qkv: QuantizedQKV, at: tuple[int, int, int], scale: float, causal_offset: int | None) -> _Scores:
+    recipe, (b, h, g), head_dim = qkv.recipe, at, qkv.q.shape[3]
     order, rows = stored_order(qkv, b, g), np.arange(qkv.q.shape[2])
-    q = (
-        qkv.q[b, h].astype(np.float64)
-        * token_scales(qkv.q_scale[b, h], recipe.q_granularity, rows, recipe.key_block)[:, None]
-    )
-    k = qkv.k[b, g].astype(np.float64)[order]
-    k *= token_scales(qkv.k_scale[b, g], recipe.k_granularity, order, recipe.key_block)[:, None]
+    s_q = token_scales(qkv.q_scale[b, h], recipe.q_granularity, rows, recipe.key_block)
+    s_k = token_scales(qkv.k_scale[b, g], recipe.k_granularity, order, recipe.key_block)
+    q, k = qkv.q[b, h].astype(np.float64) * s_q[:, None], qkv.k[b, g].astype(np.float64)[order] * s_k[:, None]
     s = scale * q @ k.T
-    # Rounded: log2 e, scale · log2 e, · s_q, · s_k. A product of floats also rounds each of its D additions.
-    additions = 0 if recipe.qk == "int8" else head_dim + 1
-    error = 5 * U * np.abs(s) + additions * U * scale * (np.abs(q) @ np.abs(k).T)
+    error = 5 * U * np.abs(s)
+    if recipe.qk != "int8":
+        error += (head_dim + 1) * U * scale * (np.abs(q) @ np.abs(k).T)
     if causal_offset is not None:
         hidden = order[None, :] > rows[:, None] + causal_offset
-        s = np.where(hidden, -np.inf, s)
-        error = np.where(hidden, 0.0, error)
+        s, error = np.where(hidden, -np.inf, s), np.where(hidden, 0.0, error)
     mean = mean_error = np.zeros(len(rows))
-    if qkv.k_mean is not None:
+    if qkv.k_mean is not None:  # rotated in float32, then D + 6 roundings
         turn = rotation(head_dim) if recipe.rotate else np.eye(head_dim)
         k_mean = qkv.k_mean[b, g].astype(np.float64)
         mean = scale * q @ (turn @ k_mean)
-        mean_error = (head_dim + 14) * U * scale * (np.abs(q) @ (np.abs(turn) @ np.abs(k_mean)))
+        mean_error = (head_dim + 16) * U * scale * (np.abs(q) @ (np.abs(turn) @ np.abs(k_mean)))
     return _Scores(s, error, mean, mean_error)
 
 
-def _evaluate_head(
-    qkv: QuantizedQKV, b: int, h: int, scale: float, key_tile: int, causal_offset: int | None
-) -> tuple[Float64, Float64, Float64, Float64]:
-    recipe, top = qkv.recipe, float(qkv.recipe.p_top)
-    g = h // (qkv.q.shape[1] // qkv.k.shape[1])
-    order = stored_order(qkv, b, g)
-    scores = _scores(qkv, b, h, scale, causal_offset)
-    empty = np.isneginf(scores.s).all(axis=1)
-    v = qkv.v[b, g].astype(np.float64)[order]
-    folded = scores.s
-    if recipe.v_granularity == "token":  # a value of zeros adds nothing and has no scale to lead the maximum with
-        folded = scores.s + np.where(v.any(axis=1), np.log(value_scales(qkv, b, g, order)[:, 0]), -np.inf)
-    else:
-        v *= value_scales(qkv, b, g, order)
-
-    # The reference of each key: the maximum of its tile, or of all tiles up to its own.
-    size = recipe.key_block if recipe.p_reference == "tile" else key_tile
-    tile = np.arange(len(order)) // size
+def _references(folded: Float64, recipe: Recipe, key_tile: int) -> tuple[Float64, Float64, int]:
+    """Reference of each key, the last maximum of each row, and the number of tiles."""
+    tile = np.arange(folded.shape[1]) // (recipe.key_block if recipe.p_reference == "tile" else key_tile)
     count = int(tile[-1]) + 1
     m_tile = np.stack([folded[:, tile == t].max(axis=1) for t in range(count)], axis=1)
-    turn = slice(None) if recipe.key_order == "first_to_last" else slice(None, None, -1)
-    m_run = np.maximum.accumulate(m_tile[:, turn], axis=1)[:, turn]
-    m_last = m_tile.max(axis=1, keepdims=True)
-    reference = (m_run if recipe.p_reference == "running" else m_tile)[:, tile]
-    safe_ref, safe_last = (np.where(np.isneginf(m), 0.0, m) for m in (reference, m_last))
-    exact = top * np.exp(folded - safe_ref)
-    weight = np.exp(np.minimum(safe_ref - safe_last, 0.0)) * ~np.isneginf(reference)
+    onward = slice(None) if recipe.key_order == "first_to_last" else slice(None, None, -1)
+    m_running = np.maximum.accumulate(m_tile[:, onward], axis=1)[:, onward]
+    reference = m_running if recipe.p_reference == "running" else m_tile
+    return reference[:, tile], m_tile.max(axis=1, keepdims=True), count
 
-    # Float32 error of P's exponent: its score, its reference (rounded up), R's logarithm (rounded down), their sum.
-    error = scores.error + scores.error.max(axis=1, keepdims=True)
-    size_of = np.abs(np.where(np.isneginf(folded), 0.0, folded)) + np.abs(safe_ref)
-    error = error + 4 * U * (size_of + 24.0)
-    off = np.expm1(error) + EXP2
+
+def _finite(x: Float64) -> Float64:
+    return np.where(np.isneginf(x), 0.0, x)
+
+
+def _evaluate_head(
+    qkv: QuantizedQKV, at: tuple[int, int, int], scale: float, key_tile: int, causal_offset: int | None
+) -> Evaluation:
+    recipe, top, (b, _, g) = qkv.recipe, float(qkv.recipe.p_top), at
+    order = stored_order(qkv, b, g)
+    scores = _scores(qkv, at, scale, causal_offset)
+    empty = np.isneginf(scores.s).all(axis=1)
+    v, s_v = qkv.v[b, g].astype(np.float64)[order], value_scales(qkv, b, g, order)
+    per_token = recipe.v_granularity == "token"
+    # V per token: P carries the scale. A value of zeros adds nothing, and its scale must not lead the maximum.
+    folded = scores.s + np.where(v.any(axis=1), np.log(s_v[:, 0]), -np.inf) if per_token else scores.s
+    v = v if per_token else v * s_v
+
+    reference, last, count = _references(folded, recipe, key_tile)
+    exact = top * np.exp(folded - _finite(reference))
+    weight = np.where(np.isneginf(reference), 0.0, np.exp(np.minimum(_finite(reference) - _finite(last), 0.0)))
+    maximum_error = scores.error.max(axis=1, keepdims=True)
+    sizes = np.abs(_finite(folded)) + np.abs(_finite(reference)) + 24.0
+    off = np.expm1(scores.error + maximum_error + 4 * U * sizes) + EXP2
     p = round_p(exact, recipe)
-    p_low = round_p(np.maximum(exact * (1 - off) - TINY, 0.0), recipe)
-    p_high = round_p(np.minimum(exact * (1 + off) + TINY, top), recipe)
-    p_slack = np.maximum(p_high - p, p - p_low)
+    p_low, p_high = exact * (1 - off) - TINY, exact * (1 + off) + TINY
+    p_slack = np.maximum(round_p(np.minimum(p_high, top), recipe) - p, p - round_p(np.maximum(p_low, 0.0), recipe))
+    weight_off = count * (EXP2 + 3 * U) + 2 * maximum_error + 8 * U * (np.abs(_finite(last)) + sizes)
 
-    # Float32 error of the weights: one exponential per tile passed, both maxima off as above, sums per tile.
-    weight_off = count * (EXP2 + 3 * U) + 2 * (
-        scores.error.max(axis=1, keepdims=True) + 4 * U * (np.abs(safe_last) + np.abs(safe_ref))
-    )
-    numerator = (weight * p) @ v
-    absolute = (weight * p) @ np.abs(v)
-    sums = count + 6 + (0 if recipe.integer_pv else min(size, len(order)))
-    numerator_slack = (weight * (p_slack + p * weight_off)) @ np.abs(v) + sums * U * absolute
-
-    if recipe.v_granularity == "token":
-        m_l = scores.s.max(axis=1)
-        safe_l = np.where(np.isneginf(m_l), 0.0, m_l)
-        terms, terms_slack = np.exp(scores.s - safe_l[:, None]), np.zeros_like(exact)
-        terms_slack = terms * (off + weight_off)
-        l, l_off = terms.sum(axis=1), 0.0
-        log_l, back = np.log(np.where(empty, 1.0, l)) + safe_l, safe_last[:, 0] - safe_l
-        numerator, numerator_slack = (x * (np.exp(back) / top)[:, None] for x in (numerator, numerator_slack))
-        l_off = terms_slack.sum(axis=1) + len(order) * U * l + l * np.abs(back) * 4 * U
+    keys = min(recipe.key_block if recipe.p_reference == "tile" else key_tile, len(order))
+    additions = count + 6 + (0 if recipe.integer_pv else keys)
+    o, o_slack = (weight * p) @ v, (weight * (p_slack + p * (weight_off + additions * U))) @ np.abs(v)
+    if per_token:  # the row sum has a reference of its own, the maximum of the true scores, and no factor R
+        top_s = _finite(scores.s.max(axis=1))
+        terms = np.exp(scores.s - top_s[:, None])
+        terms_off = terms * (off + weight_off)
+        back = np.exp(_finite(last)[:, 0] - top_s) / top
+        o, o_slack = o * back[:, None], o_slack * back[:, None]
+        log_unit = top_s
     else:
-        counted, counted_slack = (p, p_slack) if recipe.row_sum == "quantised" else (exact, exact * off + TINY)
-        l = (weight * counted).sum(axis=1)
-        l_off = (weight * (counted_slack + counted * weight_off)).sum(axis=1) + (min(size, len(order)) + count) * U * l
-        log_l = np.log(np.where(empty, 1.0, l / top)) + safe_last[:, 0]
-    l = np.where(empty, 1.0, l)  # noqa: E741
-    out = numerator / l[:, None]
-    relative = l_off / l
-    slack = (numerator_slack / l[:, None] + np.abs(out) * relative[:, None]) / np.maximum(1 - relative, 0.5)[:, None]
-    slack += 8 * U * np.abs(out) + TINY
+        counted = (p, p_slack) if recipe.row_sum == "quantised" else (exact, exact * off)
+        terms, terms_off = weight * counted[0], weight * (counted[1] + counted[0] * weight_off)
+        log_unit = _finite(last)[:, 0] - np.log(top)
+    l = np.where(empty, 1.0, terms.sum(axis=1))  # noqa: E741
+    relative = terms_off.sum(axis=1) / l + (keys + count + 8) * U * (1 + np.abs(log_unit - _finite(last)[:, 0]))
+
+    out = o / l[:, None]
+    slack = (o_slack / l[:, None] + np.abs(out) * relative[:, None]) / np.maximum(1 - relative, 0.5)[:, None] + TINY
     if qkv.v_mean is not None:
         v_mean = qkv.v_mean[b, g].astype(np.float64)
         out = out + v_mean
-        slack = slack + 2 * U * (np.abs(out) + np.abs(v_mean))
-    lse = log_l + scores.mean
-    lse_slack = relative / np.maximum(1 - relative, 0.5) + scores.error.max(axis=1) + scores.mean_error
-    lse_slack += 8 * U * (np.abs(safe_last[:, 0]) + np.abs(lse) + 24.0)
-    out[empty], lse[empty] = 0.0, -np.inf
-    slack[empty], lse_slack[empty] = 0.0, 0.0
-    return out, slack, lse, lse_slack
+        slack += 2 * U * (np.abs(out) + np.abs(v_mean))
+    lse = np.log(l) + log_unit + scores.mean
+    lse_slack = relative / np.maximum(1 - relative, 0.5) + maximum_error[:, 0] + scores.mean_error
+    lse_slack += 8 * U * (np.abs(_finite(last)[:, 0]) + np.abs(log_unit) + np.abs(lse) + 24.0)
+    dead, shut = empty[:, None], np.where(empty, -np.inf, lse)
+    return Evaluation(np.where(dead, 0.0, out), shut, np.where(dead, 0.0, slack), np.where(empty, 0.0, lse_slack))
