@@ -325,7 +325,17 @@ def _new_plan(
     is_causal, alignment, scale, layout = options
     if canonical is not None:
         shapes = tuple(_user_shape(shape, layout, canonical) for shape in shapes)
-    problem = make_problem(*shapes, dtypes, is_causal=is_causal, causal_alignment=alignment, scale=scale, layout=layout)
+    q_shape, k_shape, v_shape = shapes
+    problem = make_problem(
+        q_shape,
+        k_shape,
+        v_shape,
+        dtypes,
+        is_causal=is_causal,
+        causal_alignment=alignment,
+        scale=scale,
+        layout=layout,
+    )
     return make_plan(problem, get_recipe(recipe), backend, device)
 
 
