@@ -8,7 +8,7 @@
 // Fragments   lane 16 half + x owns rows 2r + half of its warp's 16; of S the 4 keys of packed word x of V (they share a
 //             group scale), so that its 4 bytes of P are one word; of O the channels 16n + x. See intfa/dp4a.cuh.
 // Shared map  Shared, in units of 16 bytes: Q [kD/16][kBr], K [kD/16][64] with the keys of word x at x, 16 + x, 32 + x,
-//             48 + x, V [4][kD], P [kBr][4]: kBr (kD + 64) + 128 kD bytes, at most 44 KB.
+//             48 + x, V [4][kD], P [kBr][4]; four floats a row. kBr (kD + 80) + 128 kD bytes, at most 44 KB.
 // Pipeline    tile j     | Copy | Q K^T | softmax + quantise P | P V
 //             iteration  | j    | j     | j                    | j
 // Sync        two __syncthreads a tile, around the copy, which the other blocks of the multiprocessor hide; P is its
@@ -40,6 +40,9 @@ struct Shared {
     uint4 k[kUnits][64];
     uint4 v[4][kD];
     uint4 p[kBr][4];
+    float c[kBr];          // scale_log2 s_q, never 0
+    float m[kBr], l[kBr];  // final maximum and sum: for the epilogue
+    float reference[kBr];  // of the sums in o_flush
 };
 static_assert(sizeof(Shared) <= 48 * 1024, "INTFA_WARPS: sm_61 has 48 KB for a block");
 #ifdef INTFA_SHARED_BYTES
@@ -48,7 +51,6 @@ static_assert(sizeof(Shared) == INTFA_SHARED_BYTES, "cupy_intfa/plan.py counts o
 
 // Running state of the rows 2r + half that a lane serves.
 struct LaneRows {
-    float c[kLaneRows];  // scale_log2 s_q, never 0
     float m[kLaneRows];  // running maximum, in units of log2
     float l[kLaneRows];  // row sum over this lane's keys
 };
@@ -81,9 +83,9 @@ __device__ __forceinline__ void copy_values(uint4 (&to)[4][kD], const void* code
 // Score j of a row as y t: units of log2.
 __device__ __forceinline__ float y(s32 s, float k_scale) { return kKToken ? score(s) * k_scale : score(s); }
 
-// Scales of this lane's keys: four by token, else one.
+// Scales of this lane's four keys; but by token they are one group and share theirs.
 struct KeyScales {
-    float of[kKToken ? 4 : 1];
+    float of[4];
 };
 
 // Factor of y in a row of c = scale_log2 s_q.
@@ -104,7 +106,7 @@ __device__ __forceinline__ float probabilities(const s32 (&s)[4], const KeyScale
     const float constant = __fsub_rd(log2_top, m);       // rounded down: P never exceeds R
     float p[4];
 #pragma unroll
-    for (s32 j = 0; j < 4; ++j) p[j] = exp2_approx(fmaf(y(s[j], k.of[kKToken ? j : 0]), t, constant));
+    for (s32 j = 0; j < 4; ++j) p[j] = exp2_approx(fmaf(y(s[j], k.of[j]), t, constant));
     packed = pack_p(p[0], p[1], p[2], p[3]);
     return kExactSum ? (p[0] + p[1]) + (p[2] + p[3]) : (float)sum_bytes(packed, 0);
 }
@@ -156,8 +158,8 @@ __device__ __forceinline__ void rescale(s32 (&o)[kChannels], float alpha) {
 }
 
 // Before int32 could overflow: add O to the row's floats in device memory, brought to one reference, and start anew.
-// Every lane touches only elements of its own, so nothing needs to be ordered. `reference` starts as -inf.
-__device__ __forceinline__ void flush(float* sums, float& reference, float m, s32 (&o)[kChannels]) {
+// Every lane touches only elements of its own, so nothing needs to be ordered. A reference of -inf: nothing there yet.
+__device__ __forceinline__ void flush(float* sums, float reference, float m, s32 (&o)[kChannels]) {
     const float before = exp2_approx(reference - (m == -INTFA_INF ? 0.0f : m));
 #pragma unroll
     for (s32 n = 0; n < kChannels; ++n) {
@@ -165,7 +167,6 @@ __device__ __forceinline__ void flush(float* sums, float& reference, float m, s3
         sums[16 * n] = past + (float)o[n];
         o[n] = 0;
     }
-    reference = m;
 }
 
 // S, the softmax and P V of the tile at key j0 for the 16 rows of a warp.
@@ -187,7 +188,8 @@ __device__ __forceinline__ void attend(const Tile& tile, LaneRows& rows, Output&
         const float2 low = *(const float2*)s_k, high = *(const float2*)(s_k + 8);
         k_scale = {{low.x, low.y, high.x, high.y}};
     } else {
-        k_scale = {{p.k_scale[tile.block * 4 + x % 4]}};
+        const float s_k = p.k_scale[tile.block * 4 + x % 4];
+        k_scale = {{s_k, s_k, s_k, s_k}};
     }
 
     s32 s[kLaneRows][4];
@@ -210,13 +212,13 @@ __device__ __forceinline__ void attend(const Tile& tile, LaneRows& rows, Output&
 
     float m_tile[kLaneRows], alpha[kLaneRows], weight[kLaneRows];
 #pragma unroll
-    for (s32 r = 0; r < kLaneRows; ++r) m_tile[r] = row_max(__fmul_ru(lane_max(s[r], k_scale), t(rows.c[r], k_scale)));
+    for (s32 r = 0; r < kLaneRows; ++r) m_tile[r] = row_max(__fmul_ru(lane_max(s[r], k_scale), t(tile.shared.c[first + 2 * r], k_scale)));
     bool grew = false;
 #pragma unroll
     for (s32 r = 0; r < kLaneRows; ++r) {
         const float m = fmaxf(rows.m[r], m_tile[r]), m0 = m == -INTFA_INF ? 0.0f : m;
         u32 packed;
-        const float sum = probabilities(s[r], k_scale, t(rows.c[r], k_scale), kTileRef ? m_tile[r] : m, p.log2_top, packed);
+        const float sum = probabilities(s[r], k_scale, t(tile.shared.c[first + 2 * r], k_scale), kTileRef ? m_tile[r] : m, p.log2_top, packed);
         ((u32*)tile.shared.p[first + 2 * r])[x] = packed;
         alpha[r] = m > rows.m[r] ? exp2_approx(rows.m[r] - m0) : 1.0f;
         weight[r] = kTileRef ? exp2_approx(m_tile[r] - m0) : 1.0f;
@@ -236,54 +238,51 @@ __device__ __forceinline__ void attend(const Tile& tile, LaneRows& rows, Output&
         second_product(o, tile.shared.p[first], &tile.shared.v[0][x]);
 }
 
-// Finish 8 rows whose sums lie in shared memory; lane 16 half + x brings c, m, l and reference of rows 2i + half, i < 4.
-__device__ __forceinline__ void store_rows(const AttentionParams& p, const float* sums, s32 bh, s64 kv, s32 first_row,
-                                           const float* c, const float* m, const float* l, const float* reference) {
+// Finish 8 rows whose sums lie in shared memory; `row` counts in the head, `local` in the block.
+__device__ __forceinline__ void store_rows(const AttentionParams& p, const Shared& shared, const float* sums, s32 bh,
+                                           s64 kv, s32 row, s32 local) {
     const s32 lane = threadIdx.x % 32;
-#pragma unroll
-    for (s32 i = 0; i < 8; ++i) {
-        const s32 row = first_row + i, from = i % 2 * 16;
-        const float row_m = __shfl_sync(0xffffffffu, m[i / 2], from), row_l = __shfl_sync(0xffffffffu, l[i / 2], from);
-        const float row_reference = __shfl_sync(0xffffffffu, reference[i / 2], from);
-        const float row_c = __shfl_sync(0xffffffffu, c[i / 2], from);
-        if (row >= p.q_len) continue;
+#pragma unroll 1
+    for (s32 i = 0; i < 8 && row < p.q_len; ++i, ++row, ++local, sums += kD) {
         const s64 row_index = (s64)bh * p.q_pad + row;
-        const RowEnd end = end_row(p, row_index, kv, row_c, row_l);
+        const float m = shared.m[local], l = shared.l[local], reference = shared.reference[local];
+        const RowEnd end = end_row(p, row_index, kv, shared.c[local], l);
         const s64 offset = bh / p.heads * p.out_stride[0] + bh % p.heads * p.out_stride[1] + row * p.out_stride[2];
 #pragma unroll 1
         for (s32 d = lane; d < p.head_dim; d += 32) {
-            float sum = sums[i * kD + d];
-            if (kLong && !kFloatO && row_reference != -INTFA_INF)
-                sum = fmaf(p.o_flush[row_index * kD + d], exp2_approx(row_reference - row_m), sum);
+            float sum = sums[d];
+            if (kLong && !kFloatO && reference != -INTFA_INF)
+                sum = fmaf(p.o_flush[row_index * kD + d], exp2_approx(reference - m), sum);
             const float v_scale = kVBlock ? 1.0f : p.v_scale[kv * kD + d];
             const float v_mean = p.v_mean ? p.v_mean[kv * kD + d] : 0.0f;
             store_element(p, offset + d * p.out_stride[3], end_element(end, sum, v_scale, v_mean));
         }
-        if (p.lse && lane == 0) p.lse[(s64)bh * p.q_len + row] = end_lse(p, end, row_index, row_m, row_l);
+        if (p.lse && lane == 0) p.lse[(s64)bh * p.q_len + row] = end_lse(p, end, row_index, m, l);
     }
 }
 
 extern "C" __global__ void __launch_bounds__(kThreads, INTFA_MIN_BLOCKS)
-attention_dp4a(const __grid_constant__ AttentionParams p) {
+attention_dp4a(const AttentionParams p) {
     extern __shared__ __align__(16) u8 shared_bytes[];
     Shared& shared = *(Shared*)shared_bytes;
-    const s32 warp = threadIdx.x / 32, half = threadIdx.x / 16 % 2, x = threadIdx.x % 16;
+    const s32 warp = threadIdx.x / 32, half = threadIdx.x / 16 % 2, x = threadIdx.x % 16, first = 16 * warp + half;
 
     const s32 row_blocks = (p.q_len + kBr - 1) / kBr;
     const s32 bh = blockIdx.x / row_blocks;
     const s32 block_row = (row_blocks - 1 - blockIdx.x % row_blocks) * kBr;  // the longest causal rows start first
     const s64 kv = (s64)(bh / p.heads) * p.kv_heads + bh % p.heads / (p.heads / p.kv_heads);
     const s32 warp_row = block_row + 16 * warp;
-    const s64 lane_row = (s64)bh * p.q_pad + warp_row + half;
 
     copy_rows<kBr, false>(shared.q, p.q, (s64)bh * p.q_pad + block_row);
+    if (threadIdx.x < kBr) {
+        shared.c[threadIdx.x] = fmaxf(p.scale_log2 * p.q_scale[(s64)bh * p.q_pad + block_row + threadIdx.x], kFltMin);
+        shared.reference[threadIdx.x] = -INTFA_INF;
+    }
     LaneRows rows;
     Output o;
-    float reference[kLaneRows];  // of the flushed sums
 #pragma unroll
     for (s32 r = 0; r < kLaneRows; ++r) {
-        rows.c[r] = fmaxf(p.scale_log2 * p.q_scale[lane_row + 2 * r], kFltMin);
-        rows.m[r] = reference[r] = -INTFA_INF;
+        rows.m[r] = -INTFA_INF;
         rows.l[r] = 0.0f;
 #pragma unroll
         for (s32 n = 0; n < kChannels; ++n) o[r][n] = 0;
@@ -302,27 +301,33 @@ attention_dp4a(const __grid_constant__ AttentionParams p) {
         if constexpr (kLong && !kFloatO) {
             if (i % kFlushTiles == kFlushTiles - 1) {
 #pragma unroll
-                for (s32 r = 0; r < kLaneRows; ++r)
-                    flush(p.o_flush + (lane_row + 2 * r) * kD + x, reference[r], rows.m[r], o[r]);
+                for (s32 r = 0; r < kLaneRows; ++r) {
+                    const s64 row = (s64)bh * p.q_pad + block_row + first + 2 * r;
+                    flush(p.o_flush + row * kD + x, shared.reference[first + 2 * r], rows.m[r], o[r]);
+                    __syncwarp();
+                    shared.reference[first + 2 * r] = rows.m[r];
+                }
             }
         }
     }
 
     __syncthreads();  // the tiles are free: each warp turns its O in them, 8 rows at a time, to store whole rows
-    static_assert(sizeof(Shared) >= kWarps * 8 * kD * 4, "the epilogue turns 8 rows of every warp");
     float* turned = (float*)shared_bytes + warp * 8 * kD;
+    static_assert(kWarps * 8 * kD * 4 <= sizeof(Shared::q) + sizeof(Shared::k) + sizeof(Shared::v), "room to turn O");
 #pragma unroll
-    for (s32 r = 0; r < kLaneRows; ++r) rows.l[r] = row_sum(rows.l[r]);
+    for (s32 r = 0; r < kLaneRows; ++r) {
+        shared.m[first + 2 * r] = rows.m[r];
+        shared.l[first + 2 * r] = row_sum(rows.l[r]);
+    }
 #pragma unroll
-    for (s32 first = 0; first < kLaneRows; first += 4) {
+    for (s32 part = 0; part < kLaneRows; part += 4) {
         __syncwarp();
 #pragma unroll
-        for (s32 r = first; r < first + 4; ++r)
+        for (s32 r = part; r < part + 4; ++r)
 #pragma unroll
             for (s32 n = 0; n < kChannels; ++n)
-                turned[(2 * (r - first) + half) * kD + 16 * n + x] = kFloatO ? __int_as_float(o[r][n]) : (float)o[r][n];
+                turned[(2 * (r - part) + half) * kD + 16 * n + x] = kFloatO ? __int_as_float(o[r][n]) : (float)o[r][n];
         __syncwarp();
-        store_rows(p, turned, bh, kv, warp_row + 2 * first, rows.c + first, rows.m + first, rows.l + first,
-                   reference + first);
+        store_rows(p, shared, turned, bh, kv, warp_row + 2 * part, 16 * warp + 2 * part);
     }
 }

@@ -61,7 +61,7 @@ __device__ __forceinline__ float sum(const float (&x)[64]) {
 // A maximum that can be subtracted: -inf, where no key was seen, becomes 0.
 __device__ __forceinline__ float finite(float m) { return m == -INTFA_INF ? 0.0f : m; }
 
-extern "C" __global__ void __launch_bounds__(64) attention_naive(const __grid_constant__ AttentionParams p) {
+extern "C" __global__ void __launch_bounds__(64) attention_naive(const AttentionParams p) {
     extern __shared__ __align__(16) u8 shared_bytes[];
     Shared& shared = *(Shared*)shared_bytes;
     const s32 j = threadIdx.x;

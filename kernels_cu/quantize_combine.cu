@@ -80,7 +80,7 @@ __device__ __forceinline__ void initialise(const QuantizeParams& p, s32 bh) {
     }
 }
 
-extern "C" __global__ void __launch_bounds__(kThreads) quantize_combine(const __grid_constant__ QuantizeParams p) {
+extern "C" __global__ void __launch_bounds__(kThreads, 1) quantize_combine(const QuantizeParams p) {
     __shared__ Shared shared;
     const s32 channel = threadIdx.x % kWidth, slot = threadIdx.x / kWidth, bh = blockIdx.x / (kD / kWidth);
     const s32 part = blockIdx.x % (kD / kWidth), d = part * kWidth + channel, chunks = chunks_of(p.kv_len);
@@ -99,8 +99,10 @@ extern "C" __global__ void __launch_bounds__(kThreads) quantize_combine(const __
     }
     float mean = 0.0f;
     if constexpr (kSmoothV) mean = inside ? mean_of(p.v_sum[from], p.kv_len) : 0.0f;
-    if constexpr (kSmoothV) if (slot == 0) p.v_mean[at] = mean;
-    if constexpr (kSmoothK) if (slot == 0) p.k_mean[at] = inside ? mean_of(p.k_sum[from], p.kv_len) : 0.0f;
+    if constexpr (kSmoothV)
+        if (slot == 0) p.v_mean[at] = mean;
+    if constexpr (kSmoothK)
+        if (slot == 0) p.k_mean[at] = inside ? mean_of(p.k_sum[from], p.kv_len) : 0.0f;
 
     if constexpr (kRangeV) {
         if (threadIdx.x == 0) shared.absmax = 0;

@@ -16,6 +16,8 @@
 #include "intfa/quantize_lanes.cuh"
 #include "intfa/quantize_order.cuh"
 
+constexpr s32 kCodeBytes = kQk == kHalf ? 2 : 1;
+
 struct Shared {
     u32 magnitude[kBlockRows];
     u32 span[4];
@@ -46,33 +48,28 @@ __device__ __forceinline__ void load_mean(const float* mean, s64 head, s32 chann
     for (s32 i = 0; i < 8; ++i) x[i] = __uint_as_float(words[i]);
 }
 
-// Reads, centres and rotates this thread's four rows. Returns which of them hold what is not finite: bit j for row j.
-template <bool kKeys>
-__device__ __forceinline__ u32 load_rows(const QuantizeParams& p, const Tile& tile, s32 first, s32 channel,
-                                         float (&x)[4][8]) {
-    const Input& input = kKeys ? p.k : p.q;
-    const Element* head = head_of(input, tile.b, tile.h);
+// Reads, centres and rotates this thread's four rows. Trusting, it takes all rows to exist and to be finite; else it
+// returns which rows hold what is not finite: bit j for row j.
+template <bool kKeys, bool kTrusting>
+__device__ __forceinline__ u32 read_rows(const Reader& reader, const Tile& tile, s32 first,
+                                         const float (&mean)[8], float (&x)[4][8]) {
+    constexpr bool kCentre = kKeys && kSmoothK;
     u32 bad = 0;
+    if (kTrusting ? reader.channels <= 0 : true) set_zero(x);
+    if (reader.channels > 0) {
 #pragma unroll
-    for (s32 j = 0; j < 4; ++j) {
-        const s32 row = first + 16 * j;
-        load_channels(input, head, tile.start + row, channel, p.head_dim, row < tile.count, x[j]);
-    }
-    float mean[8];
-    if constexpr (kKeys && kSmoothK) load_mean(p.k_mean, tile.bh, channel, mean);
-#pragma unroll
-    for (s32 j = 0; j < 4; ++j) {
-        bad |= (u32)clean(x[j]) << j;
-        if constexpr (kKeys && kSmoothK) {
-            if (first + 16 * j < tile.count) {
-#pragma unroll
-                for (s32 i = 0; i < 8; ++i) x[j][i] = __fsub_rn(x[j][i], mean[i]);
-            }
+        for (s32 j = 0; j < 4; ++j) {
+            if (kTrusting || first + 16 * j < tile.count) reader.read(first + 16 * j, x[j]);
         }
-        if constexpr (kRotate > 1) rotate(x[j]);
-        if constexpr (kRotate > 1 || (kKeys && kSmoothK)) bad |= (u32)clean(x[j]) << j;
     }
-    return any_lane(bad);
+#pragma unroll
+    for (s32 j = 0; j < 4; ++j) {
+        if (!kTrusting) bad |= (u32)clean(x[j]) << j;
+        if (kCentre && (kTrusting || first + 16 * j < tile.count)) subtract(x[j], mean);
+        if (kRotate > 1) rotate(x[j]);
+        if (!kTrusting && (kCentre || kRotate > 1)) bad |= (u32)clean(x[j]) << j;
+    }
+    return kTrusting ? 0 : any_lane(bad);
 }
 
 __device__ __forceinline__ float absmax_of(const float (&x)[8]) {
@@ -101,23 +98,22 @@ __device__ __forceinline__ void store_key_scales(const QuantizeParams& p, const 
         __syncthreads();
         if (threadIdx.x == 0) atomicMax((u32*)p.k_scale_max + tile.bh, shared.scale_max);
     } else if (threadIdx.x < 4) {
-        const u32 span = kSpan == kTensor ? p.k_absmax[tile.bh] : shared.span[kSpan == kGroup ? threadIdx.x : 0];
+        const u32 span =
+            kSpan == kTensor ? p.k_absmax[tile.bh] : shared.span[kSpan == kGroup ? threadIdx.x : 0];
         const float of_span = tile.count > 0 ? scale_of<kQk>(__uint_as_float(span), kQkLargest) : 1.0f;
         p.k_scale[((s64)tile.bh * p.kv_pad + tile.start) / 16 + threadIdx.x] = of_span;
         if (tile.count > 0) atomicMax((u32*)p.k_scale_max + tile.bh, __float_as_uint(of_span));
     }
 }
 
-// One row's 8 channels in the packing.
-__device__ __forceinline__ void store_codes(u8* codes, s64 row, s32 channel, const u32 (&code)[8]) {
-    if (channel >= kD) return;
-    const s64 at = row * kD + channel;
+// One row's 8 channels.
+__device__ __forceinline__ void store_codes(u8* to, const u32 (&code)[8]) {
     if constexpr (kQk == kHalf) {
-        ((uint4*)codes)[at / 8] = make_uint4(pack_halves(code[0], code[1]), pack_halves(code[2], code[3]),
-                                             pack_halves(code[4], code[5]), pack_halves(code[6], code[7]));
+        *(uint4*)to = make_uint4(pack_halves(code[0], code[1]), pack_halves(code[2], code[3]),
+                                 pack_halves(code[4], code[5]), pack_halves(code[6], code[7]));
     } else {
-        ((uint2*)codes)[at / 8] = make_uint2(pack_bytes(code[0], code[1], code[2], code[3]),
-                                             pack_bytes(code[4], code[5], code[6], code[7]));
+        *(uint2*)to = make_uint2(pack_bytes(code[0], code[1], code[2], code[3]),
+                                 pack_bytes(code[4], code[5], code[6], code[7]));
     }
 }
 
@@ -141,8 +137,17 @@ __device__ __forceinline__ void quantise_rows(const QuantizeParams& p, const Til
     const s32 lane = threadIdx.x % kLanes, channel = 8 * lane, first = threadIdx.x / kLanes;
     const s32 row = first + 16 * (lane % 4);  // the row whose numbers this lane keeps
 
-    float x[4][8], absmax[4];
-    const u32 bad = load_rows<kKeys>(p, tile, first, channel, x);
+    float x[4][8], absmax[4], mean[8];
+    const Reader reader(kKeys ? p.k : p.q, tile.b, tile.h, tile.start, channel, p.head_dim);
+    if constexpr (kKeys && kSmoothK) load_mean(p.k_mean, tile.bh, channel, mean);
+    u32 bad = 0;
+    bool trusted = tile.count == kBlockRows;
+    if (trusted) {
+        read_rows<kKeys, true>(reader, tile, first, mean, x);
+        // What is not finite when it is read is not finite after centring and rotating.
+        trusted = __all_sync(kAllLanes, all_finite(x));
+    }
+    if (!trusted) bad = read_rows<kKeys, false>(reader, tile, first, mean, x);
 #pragma unroll
     for (s32 j = 0; j < 4; ++j) absmax[j] = absmax_of(x[j]);
     const u32 magnitude = __float_as_uint(combine_rows<Larger>(absmax));
@@ -170,12 +175,13 @@ __device__ __forceinline__ void quantise_rows(const QuantizeParams& p, const Til
     const float scale = row < tile.count ? scale_of<kQk>(__uint_as_float(span), kQkLargest) : 1.0f;
     const float inverse = __frcp_rn(scale);
 
-    float mean[8], dot[4];
+    float dot[4];
     if constexpr (!kKeys && kSmoothK) {
         load_mean(p.k_mean, (s64)tile.b * p.kv_heads + tile.h / (p.heads / p.kv_heads), channel, mean);
         if constexpr (kRotate > 1) rotate(mean);
     }
     const s64 base = (s64)tile.bh * (kKeys ? p.kv_pad : p.q_pad) + tile.start;
+    u8* codes = (kKeys ? p.k_codes : p.q_codes) + (base * kD + channel) * kCodeBytes;
 #pragma unroll
     for (s32 j = 0; j < 4; ++j) {
         const float inverse_j = of_row(inverse, j);
@@ -183,7 +189,7 @@ __device__ __forceinline__ void quantise_rows(const QuantizeParams& p, const Til
         u32 code[8];
 #pragma unroll
         for (s32 i = 0; i < 8; ++i) code[i] = encode<kQk>(x[j][i], inverse_j);
-        store_codes(kKeys ? p.k_codes : p.q_codes, base + place_j, channel, code);
+        if (channel < kD) store_codes(codes + place_j * (kD * kCodeBytes), code);
         if constexpr (!kKeys && kSmoothK) dot[j] = dot_mean(code, mean);
     }
 
@@ -197,12 +203,13 @@ __device__ __forceinline__ void quantise_rows(const QuantizeParams& p, const Til
         if (lane < 4) {
             p.q_scale[base + row] = scale;
             p.q_mark[base + row] = bad >> lane & 1 ? INTFA_MARK : 0.0f;
-            if (kSmoothK) p.q_kmean[base + row] = row < tile.count ? __fadd_rn(__fmul_rn(scale, kmean), 0.0f) : 0.0f;
+            if (kSmoothK)
+                p.q_kmean[base + row] = row < tile.count ? __fadd_rn(__fmul_rn(scale, kmean), 0.0f) : 0.0f;
         }
     }
 }
 
-extern "C" __global__ void __launch_bounds__(kRowThreads) quantize_rows(const __grid_constant__ QuantizeParams p) {
+extern "C" __global__ void __launch_bounds__(kRowThreads, 1) quantize_rows(const QuantizeParams p) {
     __shared__ Shared shared;
     const u32 q_tiles = (u32)p.batch * p.heads * (p.q_pad / kBlockRows);
     if (blockIdx.x < q_tiles) {

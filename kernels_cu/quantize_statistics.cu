@@ -24,58 +24,88 @@ struct Shared {
     float sum[4][kD], low[4][kD], high[4][kD];
 };
 
-template <bool kSum, bool kRange>
-__device__ __forceinline__ void chunk_statistics(const QuantizeParams& p, const Input& input, s32 bh, s32 chunk,
-                                                 float* sum_out, float* low_out, float* high_out, Shared& shared) {
-    const s32 channel = 2 * (threadIdx.x % kPairs), slot = threadIdx.x / kPairs;
-    const Element* head = head_of(input, bh / p.kv_heads, bh % p.kv_heads);
-    float part[4][2], low[2] = {INTFA_INF, INTFA_INF}, high[2] = {-INTFA_INF, -INTFA_INF};
+// Of two channels of a thread's 32 tokens.
+struct Statistics {
+    float sum[2], low[2], high[2];
+};
+
+// Trusting, it takes all tokens to exist and to be finite.
+template <bool kTrusting>
+__device__ __forceinline__ void read_tokens(const Reader& reader, s32 slot, s32 count, Statistics& of) {
+    float part[4][2];
+#pragma unroll
+    for (s32 c = 0; c < 2; ++c) of.low[c] = INTFA_INF, of.high[c] = -INTFA_INF;
 #pragma unroll
     for (s32 n = 0; n < 4; ++n) {
         float x[8][2], column[2][8];
 #pragma unroll
         for (s32 i = 0; i < 8; ++i) {
-            const s32 token = chunk * kChunk + slot + 4 * n + 16 * i;
-            load_channels(input, head, min(token, p.kv_len - 1), channel, p.head_dim, true, x[i]);
+            const s32 token = slot + 4 * n + 16 * i;
+            reader.read(kTrusting ? token : min(token, count - 1), x[i]);
         }
 #pragma unroll
         for (s32 i = 0; i < 8; ++i) {
-            const s32 token = chunk * kChunk + slot + 4 * n + 16 * i;
-            clean(x[i]);
+            if (!kTrusting) clean(x[i]);
 #pragma unroll
             for (s32 c = 0; c < 2; ++c) {
-                low[c] = fminf(low[c], x[i][c]);
-                high[c] = fmaxf(high[c], x[i][c]);
-                column[c][i] = token < p.kv_len ? x[i][c] : 0.0f;
+                of.low[c] = fminf(of.low[c], x[i][c]);
+                of.high[c] = fmaxf(of.high[c], x[i][c]);
+                column[c][i] = kTrusting || slot + 4 * n + 16 * i < count ? x[i][c] : 0.0f;
             }
         }
 #pragma unroll
         for (s32 c = 0; c < 2; ++c) part[n][c] = fold8(column[c]);
     }
 #pragma unroll
+    for (s32 c = 0; c < 2; ++c) of.sum[c] = fold4(part[0][c], part[1][c], part[2][c], part[3][c]);
+}
+
+template <bool kSum, bool kRange>
+__device__ __forceinline__ void chunk_statistics(const QuantizeParams& p, const Input& input, s32 bh,
+                                                 s32 chunk, float* sum_out, float* low_out, float* high_out,
+                                                 Shared& shared) {
+    const s32 channel = 2 * (threadIdx.x % kPairs), slot = threadIdx.x / kPairs;
+    const s32 count = p.kv_len - chunk * kChunk;
+    const Reader reader(input, bh / p.kv_heads, bh % p.kv_heads, chunk * kChunk, channel, p.head_dim);
+    Statistics of = {};
+    if (reader.channels > 0) {
+        bool trusted = count >= kChunk;
+        if (trusted) {
+            read_tokens<true>(reader, slot, count, of);
+            trusted =
+                fabsf(of.sum[0]) < INTFA_INF && fabsf(of.sum[1]) < INTFA_INF;  // then all of its terms are
+        }
+        if (!trusted) read_tokens<false>(reader, slot, count, of);
+    }
+#pragma unroll
     for (s32 c = 0; c < 2; ++c) {
-        if constexpr (kSum) shared.sum[slot][channel + c] = fold4(part[0][c], part[1][c], part[2][c], part[3][c]);
-        if constexpr (kRange) shared.low[slot][channel + c] = low[c], shared.high[slot][channel + c] = high[c];
+        if constexpr (kSum) shared.sum[slot][channel + c] = of.sum[c];
+        if constexpr (kRange)
+            shared.low[slot][channel + c] = of.low[c], shared.high[slot][channel + c] = of.high[c];
     }
     __syncthreads();
     const s32 d = threadIdx.x;
     if (d >= kD) return;
     const s64 at = ((s64)bh * chunks_of(p.kv_len) + chunk) * kD + d;
-    if constexpr (kSum) sum_out[at] = fold4(shared.sum[0][d], shared.sum[1][d], shared.sum[2][d], shared.sum[3][d]);
+    if constexpr (kSum)
+        sum_out[at] = fold4(shared.sum[0][d], shared.sum[1][d], shared.sum[2][d], shared.sum[3][d]);
     if constexpr (kRange) {
-        low_out[at] = fminf(fminf(shared.low[0][d], shared.low[1][d]), fminf(shared.low[2][d], shared.low[3][d]));
-        high_out[at] = fmaxf(fmaxf(shared.high[0][d], shared.high[1][d]), fmaxf(shared.high[2][d], shared.high[3][d]));
+        low_out[at] =
+            fminf(fminf(shared.low[0][d], shared.low[1][d]), fminf(shared.low[2][d], shared.low[3][d]));
+        high_out[at] =
+            fmaxf(fmaxf(shared.high[0][d], shared.high[1][d]), fmaxf(shared.high[2][d], shared.high[3][d]));
     }
 }
 
-extern "C" __global__ void __launch_bounds__(kThreads) quantize_statistics(const __grid_constant__ QuantizeParams p) {
+extern "C" __global__ void __launch_bounds__(kThreads, 1) quantize_statistics(const QuantizeParams p) {
     __shared__ Shared shared;
     const u32 chunks = chunks_of(p.kv_len), per_input = (u32)p.batch * p.kv_heads * chunks;
     const bool keys = kSmoothK && blockIdx.x < per_input;
     const u32 index = blockIdx.x % per_input;
     const s32 bh = (s32)(index / chunks), chunk = (s32)(index % chunks);
     if (keys) {
-        if constexpr (kSmoothK) chunk_statistics<true, false>(p, p.k, bh, chunk, p.k_sum, nullptr, nullptr, shared);
+        if constexpr (kSmoothK)
+            chunk_statistics<true, false>(p, p.k, bh, chunk, p.k_sum, nullptr, nullptr, shared);
     } else {
         if constexpr (kSmoothV || kRangeV) {
             chunk_statistics<kSmoothV, kRangeV>(p, p.v, bh, chunk, p.v_sum, p.v_low, p.v_high, shared);

@@ -29,6 +29,29 @@ struct Shared {
     u32 absmax;
 };
 
+// Reads and centres the keys at 16 stored positions. Trusting, it takes all to exist and to be finite; else it tells
+// whether any is not.
+template <bool kTrusting>
+__device__ __forceinline__ bool read_keys(const Reader& reader, const u32 (&index)[4], s32 quarter, s32 count,
+                                          const float (&mean)[2], float (&x)[16][2]) {
+    bool bad = false;
+    if (kTrusting ? reader.channels <= 0 : true) set_zero(x);
+    if (reader.channels > 0) {
+#pragma unroll
+        for (s32 i = 0; i < 16; ++i) {
+            const s32 key = kSort ? (s32)__byte_perm(index[i / 4], 0, 0x4440 | i % 4) : 16 * quarter + i;
+            if (kTrusting || i < count) reader.read(key, x[i]);
+        }
+    }
+#pragma unroll
+    for (s32 i = 0; i < 16; ++i) {
+        if (!kTrusting) bad |= clean(x[i]);
+        if (kSmoothV && (kTrusting || i < count)) subtract(x[i], mean);
+        if (!kTrusting && kSmoothV) bad |= clean(x[i]);
+    }
+    return bad;
+}
+
 // Absolute maximum of the thread's 16 keys, for each of its two channels.
 __device__ __forceinline__ float2 absmax_of(const float (&x)[16][2]) {
     float2 absmax = make_float2(0.0f, 0.0f);
@@ -40,10 +63,13 @@ __device__ __forceinline__ float2 absmax_of(const float (&x)[16][2]) {
     return absmax;
 }
 
-__device__ __forceinline__ float2 larger(float2 a, float2 b) { return make_float2(fmaxf(a.x, b.x), fmaxf(a.y, b.y)); }
+__device__ __forceinline__ float2 larger(float2 a, float2 b) {
+    return make_float2(fmaxf(a.x, b.x), fmaxf(a.y, b.y));
+}
 
 // Scales of two channels; those of a block are found, and written, here.
-__device__ __forceinline__ float2 scales_of_pair(const QuantizeParams& p, Shared& shared, s32 pair, s64 bh, s32 block) {
+__device__ __forceinline__ float2 scales_of_pair(const QuantizeParams& p, Shared& shared, s32 pair, s64 bh,
+                                                 s32 block) {
     if constexpr (!kBlockScale) return *(const float2*)(p.v_scale + bh * kD + 2 * pair);
     float2 absmax;
     if constexpr (kVSpan == kBlockChannel) {
@@ -64,43 +90,36 @@ __device__ __forceinline__ uint4 codes_of_channel(const float (&x)[16][2], s32 c
     u32 code[16];
 #pragma unroll
     for (s32 i = 0; i < 16; ++i) code[i] = encode<kV>(x[i][c], inverse);
-    return make_uint4(pack_bytes(code[0], code[1], code[8], code[9]), pack_bytes(code[2], code[3], code[10], code[11]),
-                      pack_bytes(code[4], code[5], code[12], code[13]),
-                      pack_bytes(code[6], code[7], code[14], code[15]));
+    return make_uint4(
+        pack_bytes(code[0], code[1], code[8], code[9]), pack_bytes(code[2], code[3], code[10], code[11]),
+        pack_bytes(code[4], code[5], code[12], code[13]), pack_bytes(code[6], code[7], code[14], code[15]));
 }
 
-extern "C" __global__ void __launch_bounds__(kThreads) quantize_values(const __grid_constant__ QuantizeParams p) {
+extern "C" __global__ void __launch_bounds__(kThreads, 1) quantize_values(const QuantizeParams p) {
     __shared__ Shared shared;
     const s32 pair = threadIdx.x % kPairs, quarter = threadIdx.x / kPairs;
     const u32 blocks = (u32)p.kv_pad / kBlockRows;
     const s32 bh = (s32)(blockIdx.x / blocks), block = (s32)(blockIdx.x % blocks);
-    const s64 first = (s64)bh * p.kv_pad + block * kBlockRows + 16 * quarter;  // stored position, all heads counted
-    const s32 count = p.kv_len - block * kBlockRows - 16 * quarter;            // positions that hold a key
+    const s64 first =
+        (s64)bh * p.kv_pad + block * kBlockRows + 16 * quarter;      // stored position, all heads counted
+    const s32 count = p.kv_len - block * kBlockRows - 16 * quarter;  // positions that hold a key
 
-    u32 index[4];  // original places of the 16 keys
+    u32 index[4] = {};  // original places of the 16 keys, a byte each
     if constexpr (kSort) load_words(p.key_index + first, index);
     float x[16][2], mean[2] = {};
-    const Element* head = head_of(p.v, bh / p.kv_heads, bh % p.kv_heads);
-#pragma unroll
-    for (s32 i = 0; i < 16; ++i) {
-        const s32 key = kSort ? (s32)(index[i / 4] >> 8 * (i % 4) & 0xffu) : 16 * quarter + i;
-        load_channels(p.v, head, block * kBlockRows + key, 2 * pair, p.head_dim, i < count, x[i]);
-    }
     if constexpr (kSmoothV) {
         const float2 two = *(const float2*)(p.v_mean + (s64)bh * kD + 2 * pair);
         mean[0] = two.x, mean[1] = two.y;
     }
-    bool bad = false;
-#pragma unroll
-    for (s32 i = 0; i < 16; ++i) {
-        bad |= clean(x[i]);
-        if (kSmoothV && i < count) {
-            x[i][0] = __fsub_rn(x[i][0], mean[0]);
-            x[i][1] = __fsub_rn(x[i][1], mean[1]);
-            bad |= clean(x[i]);
-        }
+    const Reader reader(p.v, bh / p.kv_heads, bh % p.kv_heads, block * kBlockRows, 2 * pair, p.head_dim);
+    bool trusted = count >= 16;
+    if (trusted) {
+        read_keys<true>(reader, index, quarter, count, mean, x);
+        trusted = all_finite(x);  // what is not finite when it is read is not finite after centring
     }
-    if (bad) p.kv_mark[bh] = INTFA_MARK;  // every writer writes the same
+    if (!trusted && read_keys<false>(reader, index, quarter, count, mean, x)) {
+        p.kv_mark[bh] = INTFA_MARK;  // every writer writes the same
+    }
 
     if constexpr (kVSpan == kBlock) {
         if (threadIdx.x == 0) shared.absmax = 0;
@@ -129,6 +148,7 @@ extern "C" __global__ void __launch_bounds__(kThreads) quantize_values(const __g
         __syncthreads();
         uint4* out = (uint4*)(p.v_codes + ((s64)bh * p.kv_pad + block * kBlockRows) * kD);
 #pragma unroll
-        for (s32 i = threadIdx.x; i < 8 * kPairs; i += kThreads) out[i] = shared.tile[i / 8][i % 8 ^ i / 8 % 8];
+        for (s32 i = threadIdx.x; i < 8 * kPairs; i += kThreads)
+            out[i] = shared.tile[i / 8][i % 8 ^ i / 8 % 8];
     }
 }

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 
 from scipy import integrate, stats
 from tolerances import FRACTION_BITS, storage_format
@@ -73,6 +74,12 @@ def storage_noise(recipe: Recipe, operand: str, length: int, head_dim: int) -> f
     return mean_square_absmax(recipe, granularity, length, head_dim) / (12 * LARGEST[fmt] ** 2)
 
 
+@lru_cache
+def mean_square_level(keys: int, spread: float) -> float:
+    """Mean square of exp(m_ref), the maximum of ``keys`` scores of a standard deviation."""
+    return mean_of_max(keys, lambda m: math.exp(2 * spread * m), absolute=False)
+
+
 def p_noise(recipe: Recipe, length: int, head_dim: int, key_tile: int) -> float:
     """Variance that rounding P adds, relative to the output's."""
     if not recipe.integer_pv:
@@ -83,14 +90,11 @@ def p_noise(recipe: Recipe, length: int, head_dim: int, key_tile: int) -> float:
         spread = math.sqrt(1 + mean_of_max(head_dim, lambda a: math.log(a) ** 2) - log_mean**2)
         size = math.exp(2 * log_mean) * mean_of_max(head_dim, lambda a: a**-2)
 
-    def level(keys: int) -> float:
-        return mean_of_max(keys, lambda m: math.exp(2 * spread * m), absolute=False)
-
     if recipe.p_reference == "tile":
-        mean = level(min(recipe.key_block, length))
+        mean = mean_square_level(min(recipe.key_block, length), spread)
     else:
         ends = range(key_tile, length + 1, key_tile)
-        mean = sum(level(end) for end in ends) / len(ends)
+        mean = sum(mean_square_level(end, spread) for end in ends) / len(ends)
     return mean * size / math.exp(2) / (12 * recipe.p_top**2)
 
 

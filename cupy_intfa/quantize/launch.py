@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from cupy_intfa.plan import CudaPlan, Plan
     from cupy_intfa.problem import AttentionProblem
 
+_WIDE = 2**31  # bytes; a stride below it fits the 32-bit multiplications of the kernels' 16-byte path
+
 
 def quantize_into(plan: Plan, cuda: CudaPlan, arrays: tuple[Array, ...], workspace: Array) -> None:
     """Write the packing of q, k and v, by kernels on CuPy's current device and stream.
@@ -46,13 +48,13 @@ def is_vector(arrays: tuple[Array, ...]) -> bool:
     Returns
     -------
     bool
-        D a multiple of 8, channels side by side, addresses and strides multiples of 16 bytes.
+        D a multiple of 8, channels side by side, addresses and strides multiples of 16 bytes, strides below 2 GB.
     """
     return all(
         x.shape[-1] % 8 == 0
         and x.data.ptr % 16 == 0
         and x.strides[-1] == x.itemsize
-        and all(n == 1 or stride % 16 == 0 for n, stride in zip(x.shape[:-1], x.strides[:-1], strict=True))
+        and all(n == 1 or (stride % 16 == 0 and -_WIDE < stride < _WIDE) for n, stride in zip(x.shape[:-1], x.strides[:-1], strict=True))
         for x in arrays
     )
 
@@ -63,7 +65,7 @@ def pack_params(p: AttentionProblem, quantize: QuantizePlan, arrays: tuple[Array
     for x in arrays:
         batch, *inner = x.strides if p.batched else (0, *x.strides)
         heads, tokens, channels = inner if p.layout == "bhsd" else (inner[1], inner[0], inner[2])
-        inputs += (x.data.ptr, *(stride // x.itemsize for stride in (batch, heads, tokens, channels)))
+        inputs += (x.data.ptr, batch, heads, tokens, channels)
     packing, scratch = quantize.packing, workspace + quantize.packing.nbytes
     return PARAMS.pack(
         *inputs,

@@ -20,11 +20,13 @@ __device__ __forceinline__ float scale_of(float absmax, float largest) {
 template <s32 kFraction, s32 kBias>
 __device__ __forceinline__ u32 float8_code(float x) {
     constexpr s32 kDropped = 23 - kFraction;
-    constexpr u32 kMagic = (u32)(127 + 1 - kBias + kDropped) << 23;  // 2^23 quanta of the grid of small values
+    constexpr u32 kMagic = (u32)(127 + 1 - kBias + kDropped)
+                           << 23;  // 2^23 quanta of the grid of small values
     const u32 bits = __float_as_uint(x) & 0x7fffffffu;
     const u32 small = __float_as_uint(__fadd_rn(__uint_as_float(bits), __uint_as_float(kMagic))) - kMagic;
     const u32 odd = bits >> kDropped & 1;
-    const u32 normal = ((bits + odd + (1u << (kDropped - 1)) - 1) >> kDropped) - ((127u - kBias) << kFraction);
+    const u32 normal =
+        ((bits + odd + (1u << (kDropped - 1)) - 1) >> kDropped) - ((127u - kBias) << kFraction);
     const u32 code = bits < (u32)(127 + 1 - kBias) << 23 ? small : normal;
     return code | (__float_as_uint(x) >> 24 & 0x80u);
 }

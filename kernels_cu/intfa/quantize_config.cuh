@@ -4,28 +4,28 @@
 #include "types.cuh"
 
 #ifndef INTFA_D
-#define INTFA_D 128           // head dimension, padded: 32, 64, 96, 128, 192, 256
+#define INTFA_D 128  // head dimension, padded: 32, 64, 96, 128, 192, 256
 #endif
 #ifndef INTFA_INPUT
-#define INTFA_INPUT 0         // Dtype of q, k, v
+#define INTFA_INPUT 0  // Dtype of q, k, v
 #endif
 #ifndef INTFA_VECTOR
-#define INTFA_VECTOR 1        // 1: channels side by side, 8 of them and every row at multiples of 16 bytes
+#define INTFA_VECTOR 1  // 1: channels side by side, 8 of them and every row at multiples of 16 bytes
 #endif
 #ifndef INTFA_QK
-#define INTFA_QK 0            // format of the codes of Q and K
+#define INTFA_QK 0  // format of the codes of Q and K
 #endif
 #ifndef INTFA_QK_LARGEST
 #define INTFA_QK_LARGEST 127  // the code of an absolute maximum
 #endif
 #ifndef INTFA_V
-#define INTFA_V 0             // format of the codes of V
+#define INTFA_V 0  // format of the codes of V
 #endif
 #ifndef INTFA_V_LARGEST
 #define INTFA_V_LARGEST 127
 #endif
 #ifndef INTFA_Q_SPAN
-#define INTFA_Q_SPAN 0        // what shares a scale of Q, K, V
+#define INTFA_Q_SPAN 0  // what shares a scale of Q, K, V
 #endif
 #ifndef INTFA_K_SPAN
 #define INTFA_K_SPAN 0
@@ -34,19 +34,19 @@
 #define INTFA_V_SPAN 3
 #endif
 #ifndef INTFA_SMOOTH_K
-#define INTFA_SMOOTH_K 0      // 1: subtract the mean key
+#define INTFA_SMOOTH_K 0  // 1: subtract the mean key
 #endif
 #ifndef INTFA_SMOOTH_V
-#define INTFA_SMOOTH_V 0      // 1: subtract the mean value
+#define INTFA_SMOOTH_V 0  // 1: subtract the mean value
 #endif
 #ifndef INTFA_ROTATE
-#define INTFA_ROTATE 1        // channels of one Hadamard block of Q and K; 1: none
+#define INTFA_ROTATE 1  // channels of one Hadamard block of Q and K; 1: none
 #endif
 #ifndef INTFA_SORT
-#define INTFA_SORT 0          // 1: keys of a block are stored in order of magnitude
+#define INTFA_SORT 0  // 1: keys of a block are stored in order of magnitude
 #endif
 #ifndef INTFA_ABSMAX
-#define INTFA_ABSMAX 0        // 1: the pass that finds the absolute maximum of a head, and writes no codes
+#define INTFA_ABSMAX 0  // 1: the pass that finds the absolute maximum of a head, and writes no codes
 #endif
 
 enum Format : s32 { kInt8 = 0, kHalf = 1, kE4M3 = 2, kE5M2 = 3 };
@@ -69,12 +69,13 @@ constexpr bool kSort = INTFA_SORT;
 constexpr bool kAbsmaxPass = INTFA_ABSMAX;
 
 constexpr bool kRangeV = kVSpan == kTensor || kVSpan == kChannel;  // needs minimum and maximum over the head
-constexpr s32 kBlockRows = 64;   // rows of Q, keys of K and V per block: key_block
-constexpr s32 kChunk = 128;      // tokens per leaf of the summation tree (quantize/arithmetic.py)
+constexpr s32 kBlockRows = 64;  // rows of Q, keys of K and V per block: key_block
+constexpr s32 kChunk = 128;     // tokens per leaf of the summation tree (quantize/arithmetic.py)
 
 static_assert(kD % 32 == 0 && kD <= 256, "INTFA_D: 32, 64, 96, 128, 192 or 256");
 static_assert(kInput >= kFloat16 && kInput <= kFloat64, "INTFA_INPUT: a Dtype of types.cuh");
 static_assert(kRotate > 0 && (kRotate & (kRotate - 1)) == 0, "INTFA_ROTATE: a power of two");
-static_assert(kQSpan == kToken || kQSpan == kBlock || kQSpan == kTensor, "INTFA_Q_SPAN: token, block or tensor");
+static_assert(kQSpan == kToken || kQSpan == kBlock || kQSpan == kTensor,
+              "INTFA_Q_SPAN: token, block or tensor");
 static_assert(kKSpan <= kTensor, "INTFA_K_SPAN: token, group, block or tensor");
 static_assert(kVSpan >= kBlock, "INTFA_V_SPAN: block, tensor, channel or block_channel");

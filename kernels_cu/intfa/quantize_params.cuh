@@ -5,7 +5,7 @@
 
 struct Input {
     const void* data;  // (B, H, S, D)
-    s64 stride[4];     // elements, of any sign: batch, head, token, channel
+    s64 stride[4];     // bytes, of any sign: batch, head, token, channel
 };
 
 struct QuantizeParams {
@@ -35,5 +35,6 @@ struct QuantizeParams {
     s32 q_pad, kv_pad;
 };
 #ifdef INTFA_PARAMS_BYTES
-static_assert(sizeof(QuantizeParams) == INTFA_PARAMS_BYTES, "cupy_intfa/quantize/cuda.py packs another struct");
+static_assert(sizeof(QuantizeParams) == INTFA_PARAMS_BYTES,
+              "cupy_intfa/quantize/cuda.py packs another struct");
 #endif
