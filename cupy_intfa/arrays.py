@@ -185,9 +185,10 @@ def give_back(x: Array, operands: Operands) -> Any:
     if operands.kind == "torch":
         import torch
 
+        # Not by DLPack: it would make torch's stream wait for CuPy's current one, which breaks the capture of a graph.
         if x.dtype.name == "bfloat16":
-            return torch.from_dlpack(x.view(np.int16)).view(torch.bfloat16)
-        return torch.from_dlpack(x)
+            return torch.as_tensor(x.view(np.int16)).view(torch.bfloat16)
+        return torch.as_tensor(x)
     if operands.kind == "jax":
         import jax.numpy as jnp
 
@@ -212,7 +213,7 @@ def _view_torch(name: str, x: Any) -> tuple[Array, int | None]:
     if x.requires_grad:
         raise TypeError(f"{name} requires a gradient and there is no backward pass: pass {name}.detach()")
     bfloat16 = str(x.dtype) == "torch.bfloat16"
-    if bfloat16:  # NumPy's DLPack has no bfloat16: it travels as int16
+    if bfloat16:  # neither DLPack to NumPy nor the CUDA array interface has bfloat16: it travels as int16
         import torch
 
         x = x.view(torch.int16)
@@ -221,7 +222,7 @@ def _view_torch(name: str, x: Any) -> tuple[Array, int | None]:
     else:
         import cupy
 
-        view, device = cupy.from_dlpack(x), int(x.device.index)
+        view, device = cupy.asarray(x), int(x.device.index)  # not by DLPack, as in `give_back`
     return (view.view(ml_dtypes.bfloat16) if bfloat16 else view), device
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Hashable
 from functools import lru_cache
 from typing import Any
@@ -307,22 +306,25 @@ def _read(
     return operands, plan
 
 
-def _plan(*call: Any) -> Plan:
+def _plan(shapes: tuple[Any, ...], dtypes: tuple[str, str, str], options: tuple[Any, ...], *rest: Any) -> Plan:
     """Plan a call, from memory if it came before: a network calls with the same shapes again and again."""
-    return _known_plan(*call) if all(isinstance(x, Hashable) for x in call[2]) else _new_plan(*call)
+    known = all(isinstance(x, Hashable) for x in (*options, *rest))
+    return (_known_plan if known else _new_plan)(shapes, dtypes, *options, *rest)
 
 
 def _new_plan(
     shapes: tuple[tuple[int, ...], ...],
     dtypes: tuple[str, str, str],
-    options: tuple[bool, str | None, float | None, str],
+    is_causal: bool,
+    alignment: str | None,
+    scale: float | None,
+    layout: str,
     recipe: str | Recipe,
     backend: str,
     device: DeviceInfo | str,
     canonical: bool | None = None,
 ) -> Plan:
     """Validate and plan; ``canonical`` says that shapes are (B, H, S, D), and whether the caller's have a batch."""
-    is_causal, alignment, scale, layout = options
     if canonical is not None:
         shapes = tuple(_user_shape(shape, layout, canonical) for shape in shapes)
     q_shape, k_shape, v_shape = shapes
@@ -339,7 +341,7 @@ def _new_plan(
     return make_plan(problem, get_recipe(recipe), backend, device)
 
 
-# Validating and planning cost 20 µs, as much as four launches. Typed: True is not 1.
+# Validating and planning cost 20 µs, as much as four launches. Typed: True is not 1, and not inside a tuple either.
 _known_plan = lru_cache(maxsize=1024, typed=True)(_new_plan)
 
 
@@ -393,8 +395,6 @@ def _find_device(operands: Operands, backend: str) -> DeviceInfo | str:
 
 def _check_workspace(workspace: Any, cuda: CudaPlan | None) -> None:
     if workspace is None:
-        if cuda and "cupy" in sys.modules and sys.modules["cupy"].cuda.get_current_stream().is_capturing():
-            raise ValueError("a CUDA graph is being captured: pass workspace=explain(…).workspace() and hold it")
         return
     if cuda is None:
         raise ValueError("workspace= is for the CUDA backend, and this call runs on NumPy: leave it away")

@@ -76,11 +76,18 @@ def attend_on_cuda(
     -------
     out, lse
         On the device for operands on it, else on the host.
+
+    Raises
+    ------
+    ValueError
+        While a CUDA graph is captured and no workspace is given.
     """
     import cupy as cp
 
     problem = plan.problem
     with on_stream(operands, cuda.device.ordinal):
+        if workspace is None:
+            _refuse_capture("pass workspace=explain(…).workspace() and hold it")
         if isinstance(source, QuantizedQKV):
             workspace = _packed(plan, cuda, source, workspace)
         else:
@@ -116,15 +123,29 @@ def quantise_on_cuda(plan: Plan, cuda: CudaPlan, arrays: tuple[Array, ...], oper
     -------
     QuantizedQKV
         CuPy arrays for operands on the device, else NumPy arrays.
+
+    Raises
+    ------
+    ValueError
+        While a CUDA graph is captured.
     """
     import cupy as cp
 
     with on_stream(operands, cuda.device.ordinal):
+        _refuse_capture("quantise before, or capture attention(…, workspace=…)")
         workspace = cp.empty(cuda.workspace_bytes, np.uint8)
         quantize_into(plan, cuda, tuple(cp.asarray(x) for x in arrays), workspace)
         if operands.device is not None:
             return unpack(cuda.packing, workspace, plan.problem, plan.recipe, cp, keep=True)
         return unpack(cuda.packing, workspace.get(), plan.problem, plan.recipe, np)
+
+
+def _refuse_capture(advice: str) -> None:
+    """Raise while the current stream is captured: a replay would use memory that is given to others by then."""
+    import cupy as cp
+
+    if cp.cuda.get_current_stream().is_capturing():
+        raise ValueError(f"a CUDA graph is being captured: {advice}")
 
 
 def _packed(plan: Plan, cuda: CudaPlan, qkv: QuantizedQKV, workspace: Array | None) -> Array:

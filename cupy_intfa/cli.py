@@ -1,4 +1,4 @@
-"""The command line: ``python -m cupy_intfa demo | info | check | explain``."""
+"""The command line: ``python -m cupy_intfa demo | info | check | explain | bench``."""
 
 from __future__ import annotations
 
@@ -7,8 +7,15 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
+from cupy_intfa.bench.cases import SUITES
+from cupy_intfa.bench.plots import save_picture
+from cupy_intfa.bench.report import save_report
+from cupy_intfa.bench.runner import CONTENDERS, choose_contenders, run_suite
+from cupy_intfa.bench.tables import as_text, make_table
+from cupy_intfa.bench.timing import Budget
 from cupy_intfa.demo import FULL, QUICK, Demo, ErrorTable, draw, run_demo
 from cupy_intfa.device import default_device
 from cupy_intfa.environment import environment
@@ -18,6 +25,7 @@ from cupy_intfa.recipe import DEFAULT_RECIPE, PRESETS, get_recipe
 from cupy_intfa.selftest import self_test
 
 _PICTURE = "cupy_intfa_demo.png"
+_RESULTS = "notebooks/results"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -86,11 +94,26 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument("--alignment", choices=ALIGNMENTS, help="of the causal mask, where Sq and Skv differ")
     explain.add_argument("--recipe", choices=tuple(PRESETS), default=DEFAULT_RECIPE)
 
+    _add_bench(commands.add_parser("bench", help="speed and error against the rivals that are installed, as JSON"))
+
     for command in (demo, check, explain):
         command.add_argument("--backend", choices=BACKENDS, default="auto")
     for command in commands.choices.values():
         command.add_argument("--json", action="store_true", help="print JSON to stdout, and nothing else")
     return parser
+
+
+def _add_bench(bench: argparse.ArgumentParser) -> None:
+    bench.add_argument("--suite", nargs="+", choices=tuple(SUITES), default=tuple(SUITES), help="which (default: all)")
+    bench.add_argument("--only", nargs="+", metavar="NAME", help="contenders, as --list names them (default: all)")
+    duration = bench.add_mutually_exclusive_group()
+    duration.add_argument("--seconds", type=float, default=Budget.seconds, metavar="T", help="timed for a case, about")
+    duration.add_argument("--rounds", type=int, metavar="N", help="timed for a case, whatever they take")
+    bench.add_argument("--output", metavar="DIR", default=_RESULTS, help="of the JSON files (default: %(default)s)")
+    bench.add_argument("--commit", metavar="TEXT", help="of git describe --always --dirty, away from a checkout")
+    bench.add_argument("--plot", action="store_true", help="also draw TOPS over length beside each file")
+    bench.add_argument("--list", action="store_true", help="the suites and contenders, and why one is missing; no GPU")
+    bench.set_defaults(run=_bench)
 
 
 def _print_json(value: Any) -> None:
@@ -166,4 +189,40 @@ def _explain(arguments: argparse.Namespace) -> int:
         _print_json({**asdict(plan), "operations": plan.operations})
     else:
         print(plan)
+    return 0
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    if arguments.list:
+        return _list_bench(arguments.json)
+    contenders = choose_contenders(arguments.only)
+    budget = Budget(seconds=arguments.seconds, rounds=arguments.rounds)
+    reports = []
+    for name in arguments.suite:
+        report = run_suite(SUITES[name], contenders, budget, _tell, arguments.commit)
+        file = save_report(report, Path(arguments.output))
+        reports.append(report)
+        if arguments.plot and report.measures == "speed":
+            save_picture(report, file.with_suffix(".png"))
+        if not arguments.json:
+            print(f"{name}: {SUITES[name].text}\n\n{as_text(make_table(report))}\nwritten: {file}\n", flush=True)
+    if arguments.json:
+        _print_json([report.to_json() for report in reports])
+    return 0
+
+
+def _tell(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _list_bench(as_json: bool) -> int:
+    missing = {contender.name: contender.missing() for contender in CONTENDERS}
+    if as_json:
+        suites = {name: [asdict(case) for case in suite.cases] for name, suite in SUITES.items()}
+        _print_json({"suites": suites, "missing": missing})
+        return 0
+    for name, suite in SUITES.items():
+        print(f"suite {name:<12}{suite.text}\n" + "\n".join(f"{'':<18}{case}" for case in suite.cases))
+    for name, reason in missing.items():
+        print(f"contender {name:<20}{f'missing: {reason}' if reason else 'here'}")
     return 0

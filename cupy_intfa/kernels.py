@@ -108,13 +108,34 @@ def source_text(name: str) -> str:
     -------
     str
         CUDA C++.
+
+    Examples
+    --------
+    >>> print(source_text("attention_naive").splitlines()[1])
+    #line 1 "attention_naive.cu"
     """
-    return f'// {_digest()}\n#line 1 "{name}.cu"\n{(kernels_dir() / f"{name}.cu").read_text()}'
+    return f'// {_digest()}\n#line 1 "{name}.cu"\n{(kernels_dir() / f"{name}.cu").read_text("utf-8")}'
 
 
 @cache
 def _digest() -> str:
     return source_digest()
+
+
+def reload() -> None:
+    """
+    Forget the loaded kernels: the next call reads the CUDA sources again, and compiles what it needs if any changed.
+
+    For whoever edits a ``.cu`` or ``.cuh`` file in a running process. Calls do not look for changes by themselves:
+    asking the file system about every source takes as long as launching a kernel.
+
+    Examples
+    --------
+    >>> reload()
+    """
+    with _lock:
+        _digest.cache_clear()
+        _loaded.clear()
 
 
 def compile_options(defines: tuple[str, ...]) -> tuple[str, ...]:

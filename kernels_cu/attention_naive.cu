@@ -19,6 +19,7 @@
 #include "intfa/epilogue.cuh"
 #include "intfa/masking.cuh"
 #include "intfa/params.cuh"
+#include "intfa/score.cuh"
 
 static_assert(kBc == 64, "INTFA_BC: one thread per key of a block of 64");
 
@@ -57,9 +58,6 @@ __device__ __forceinline__ float sum(const float (&x)[64]) {
     for (s32 j = 0; j < 64; ++j) total += x[j];
     return total;
 }
-
-// A maximum that can be subtracted: -inf, where no key was seen, becomes 0.
-__device__ __forceinline__ float finite(float m) { return m == -INTFA_INF ? 0.0f : m; }
 
 extern "C" __global__ void __launch_bounds__(64) attention_naive(const AttentionParams p) {
     extern __shared__ __align__(16) u8 shared_bytes[];

@@ -80,7 +80,7 @@ __device__ __forceinline__ void initialise(const QuantizeParams& p, s32 bh) {
     }
 }
 
-extern "C" __global__ void __launch_bounds__(kThreads, 1) quantize_combine(const QuantizeParams p) {
+extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks) quantize_combine(const QuantizeParams p) {
     __shared__ Shared shared;
     const s32 channel = threadIdx.x % kWidth, slot = threadIdx.x / kWidth, bh = blockIdx.x / (kD / kWidth);
     const s32 part = blockIdx.x % (kD / kWidth), d = part * kWidth + channel, chunks = chunks_of(p.kv_len);

@@ -209,7 +209,7 @@ __device__ __forceinline__ void quantise_rows(const QuantizeParams& p, const Til
     }
 }
 
-extern "C" __global__ void __launch_bounds__(kRowThreads, 1) quantize_rows(const QuantizeParams p) {
+extern "C" __global__ void __launch_bounds__(kRowThreads, kMinBlocks) quantize_rows(const QuantizeParams p) {
     __shared__ Shared shared;
     const u32 q_tiles = (u32)p.batch * p.heads * (p.q_pad / kBlockRows);
     if (blockIdx.x < q_tiles) {

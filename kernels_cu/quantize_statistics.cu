@@ -7,7 +7,7 @@
 // Tiles       128 tokens x kD channels.
 // Fragments   thread (pair, slot) has the tokens slot + 4 i, i = 0 ... 31, of two neighbouring channels.
 // Shared map  Shared: one row of channels per slot, for the sum, the minimum and the maximum.
-// Pipeline    none: blocks overlap each other. Eight loads of a thread at least are in flight together.
+// Pipeline    none: blocks overlap each other. Sixteen loads of a thread are in flight together.
 // Sync        1 barrier, before the four slots are combined.
 // Numerics    the tree of mean_over_tokens: halves of the chunk are added up, the halves of that, ... The bits 6 to 2 of
 //             a token's place are folded in a thread, bits 1 and 0 across the slots.
@@ -32,32 +32,39 @@ struct Statistics {
 // Trusting, it takes all tokens to exist and to be finite.
 template <bool kTrusting>
 __device__ __forceinline__ void read_tokens(const Reader& reader, s32 slot, s32 count, Statistics& of) {
-    float part[4][2];
 #pragma unroll
     for (s32 c = 0; c < 2; ++c) of.low[c] = INTFA_INF, of.high[c] = -INTFA_INF;
+    // Sixteen loads are in flight at a time: all 32 would take the registers that keep the other blocks running.
+#pragma unroll 1
+    for (s32 half = 0; half < 2; ++half) {
+        float part[2][2];
 #pragma unroll
-    for (s32 n = 0; n < 4; ++n) {
-        float x[8][2], column[2][8];
+        for (s32 n = 0; n < 2; ++n) {
+            const s32 first = slot + 4 * half + 8 * n;
+            float x[8][2], column[2][8];
 #pragma unroll
-        for (s32 i = 0; i < 8; ++i) {
-            const s32 token = slot + 4 * n + 16 * i;
-            reader.read(kTrusting ? token : min(token, count - 1), x[i]);
-        }
-#pragma unroll
-        for (s32 i = 0; i < 8; ++i) {
-            if (!kTrusting) clean(x[i]);
-#pragma unroll
-            for (s32 c = 0; c < 2; ++c) {
-                of.low[c] = fminf(of.low[c], x[i][c]);
-                of.high[c] = fmaxf(of.high[c], x[i][c]);
-                column[c][i] = kTrusting || slot + 4 * n + 16 * i < count ? x[i][c] : 0.0f;
+            for (s32 i = 0; i < 8; ++i) {
+                reader.read(kTrusting ? first + 16 * i : min(first + 16 * i, count - 1), x[i]);
             }
+#pragma unroll
+            for (s32 i = 0; i < 8; ++i) {
+                if (!kTrusting) clean(x[i]);
+#pragma unroll
+                for (s32 c = 0; c < 2; ++c) {
+                    of.low[c] = fminf(of.low[c], x[i][c]);
+                    of.high[c] = fmaxf(of.high[c], x[i][c]);
+                    column[c][i] = kTrusting || first + 16 * i < count ? x[i][c] : 0.0f;
+                }
+            }
+#pragma unroll
+            for (s32 c = 0; c < 2; ++c) part[n][c] = fold8(column[c]);
         }
 #pragma unroll
-        for (s32 c = 0; c < 2; ++c) part[n][c] = fold8(column[c]);
+        for (s32 c = 0; c < 2; ++c) {
+            const float sum = __fadd_rn(part[0][c], part[1][c]);
+            of.sum[c] = half == 0 ? sum : __fadd_rn(of.sum[c], sum);
+        }
     }
-#pragma unroll
-    for (s32 c = 0; c < 2; ++c) of.sum[c] = fold4(part[0][c], part[1][c], part[2][c], part[3][c]);
 }
 
 template <bool kSum, bool kRange>
@@ -97,7 +104,8 @@ __device__ __forceinline__ void chunk_statistics(const QuantizeParams& p, const 
     }
 }
 
-extern "C" __global__ void __launch_bounds__(kThreads, 1) quantize_statistics(const QuantizeParams p) {
+extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks)
+    quantize_statistics(const QuantizeParams p) {
     __shared__ Shared shared;
     const u32 chunks = chunks_of(p.kv_len), per_input = (u32)p.batch * p.kv_heads * chunks;
     const bool keys = kSmoothK && blockIdx.x < per_input;

@@ -95,7 +95,7 @@ __device__ __forceinline__ uint4 codes_of_channel(const float (&x)[16][2], s32 c
         pack_bytes(code[4], code[5], code[12], code[13]), pack_bytes(code[6], code[7], code[14], code[15]));
 }
 
-extern "C" __global__ void __launch_bounds__(kThreads, 1) quantize_values(const QuantizeParams p) {
+extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks) quantize_values(const QuantizeParams p) {
     __shared__ Shared shared;
     const s32 pair = threadIdx.x % kPairs, quarter = threadIdx.x / kPairs;
     const u32 blocks = (u32)p.kv_pad / kBlockRows;

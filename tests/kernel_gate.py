@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from kernel_matrix import Build
-from nvrtc import CompileError, Compiled, compile_kernel, instructions, launch_bounds, resources
+from nvrtc import Compiled, CompileError, compile_kernel, instructions, launch_bounds, resources
 
 from cupy_intfa.kernels import compile_options, source_text
 
@@ -64,7 +64,9 @@ def expected_instructions(build: Build) -> Iterator[str]:
     """Name the instructions that a kernel is written for, by the beginning of their names."""
     turing = build.device.capability < (8, 0)
     if build.source == "attention_dp4a":
-        yield from ("dp4a.s32.s32", "dp4a.u32.s32") if build.device.capability < (7, 5) else ("IDP.4A.S8.S8", "IDP.4A.U8.S8")
+        yield from (
+            ("dp4a.s32.s32", "dp4a.u32.s32") if build.device.capability < (7, 5) else ("IDP.4A.S8.S8", "IDP.4A.U8.S8")
+        )
     if build.source == "attention_sm80":
         yield "LDSM.16.M88.4"
         if not turing:

@@ -1,25 +1,27 @@
 """Every kernel that the package can compile, as its Python tables say it, and a selection that meets every pair.
 
 A build is one source with one set of macros for one device. `pairwise` picks builds until any two values of two macros
-(the architecture counts as one) that stand together in some build of a source stand together in a picked one.
+(the architecture counts as one) that stand together in some build of a source stand together in a picked one; the
+first builds that it picks meet every value.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations, product
+from itertools import combinations, islice, product
+from typing import Any
 
 import numpy as np
 from devices import DEVICES
-from strategies import P_LEVELS, QK_FORMATS
+from strategies import INTEGER_PV, P_LEVELS, QK_FORMATS
 
-from cupy_intfa import PRESETS, Recipe, launch
+from cupy_intfa import PRESETS, Recipe
 from cupy_intfa.device import DeviceInfo
-from cupy_intfa.kernel_table import LONG_ROW, common_defines
+from cupy_intfa.kernel_table import KERNELS, LONG_ROW, KernelChoice, common_defines
+from cupy_intfa.launch import ATTENTION_PARAMS_BYTES
 from cupy_intfa.packing import HEAD_DIM_TILES, KEY_BLOCK
-from cupy_intfa.plan import make_plan
 from cupy_intfa.problem import DTYPES, AttentionProblem, make_problem
 from cupy_intfa.quantize.cuda import plan_quantize
 
@@ -52,42 +54,51 @@ def describe(head_dim: int, kv_len: int = 64, dtype: str = "float16") -> Attenti
 
 
 # What recipes can be, in parts that do not depend on each other: Q and K; P and V; softmax; what is done to K and V.
-_QK = [
-    {"qk": "int8", "qk_bits": bits, "q_granularity": q, "k_granularity": k}
-    for bits, q, k in product((8, 4), ("token", "block", "tensor"), ("token", "group", "block", "tensor"))
-] + [{"qk": qk, "q_granularity": "tensor", "k_granularity": "tensor"} for qk in QK_FORMATS if qk != "int8"]
-_PV = [
-    {"pv": pv, "p_levels": P_LEVELS[pv][-1], "v_granularity": v}
-    for pv, v in product(P_LEVELS, ("tensor", "channel", "block", "block_channel"))
-    if pv != "int8x2" and (pv == "int8" or v == "tensor")
-]
-_SOFTMAX = [{"p_reference": m, "row_sum": l} for m, l in product(("running", "tile"), ("quantised", "exact"))]
-_DATA = [
-    {"smooth_k": k, "smooth_v": v, "rotate": r, "key_window": w}
-    for k, v, r, w in product((False, True), (False, True), (False, True), (0, KEY_BLOCK))
-]
+Part = Mapping[str, Any]
+QK_PARTS: Sequence[Part] = (
+    *(
+        {"qk": "int8", "qk_bits": bits, "q_granularity": q, "k_granularity": k}
+        for bits, q, k in product((8, 4), ("token", "block", "tensor"), ("token", "group", "block", "tensor"))
+    ),
+    *({"qk": qk, "q_granularity": "tensor", "k_granularity": "tensor"} for qk in QK_FORMATS if qk != "int8"),
+)
+PV_PARTS: Sequence[Part] = (
+    *({"pv": "int8", "p_levels": 255, "v_granularity": v} for v in ("tensor", "channel", "block", "block_channel")),
+    *({"pv": pv, "p_levels": 1} for pv in P_LEVELS if pv not in INTEGER_PV),
+)
+_SOFTMAX_PARTS: Sequence[Part] = tuple(
+    {"p_reference": reference, "row_sum": row_sum}
+    for reference, row_sum in product(("running", "tile"), ("quantised", "exact"))
+)
+_DATA_PARTS: Sequence[Part] = tuple(
+    {"smooth_k": smooth_k, "smooth_v": smooth_v, "rotate": rotate, "key_window": window}
+    for smooth_k, smooth_v, rotate, window in product(*[(False, True)] * 3, (0, KEY_BLOCK))
+)
 
 
-def attention_builds() -> list[Build]:
-    """List what the plan can choose for the made-up devices: each architecture, class of recipe, D, and long rows."""
-    made = [Recipe(**qk, **pv, **softmax) for qk, pv, softmax in product(_QK, _PV, _SOFTMAX)]
-    recipes = {common_defines(recipe, 0): recipe for recipe in (*made, *PRESETS.values())}
+def attention_builds(*, every_row: bool = False) -> list[Build]:
+    """List what the plan can choose for the made-up devices: each architecture, class of recipe, D, and long rows.
+
+    With ``every_row``, also what it would choose if the rows above were not in the table.
+    """
+    made = [Recipe(**qk, **pv, **softmax) for qk, pv, softmax in product(QK_PARTS, PV_PARTS, _SOFTMAX_PARTS)]
+    recipes = {common_defines(recipe, 0): recipe for recipe in (*made, *PRESETS.values())}.values()
     builds = {}
     for device, head_dim, kv_len in product(DEVICES.values(), HEAD_DIM_TILES, (KEY_BLOCK, LONG_ROW + 1)):
-        for recipe in recipes.values():
-            try:
-                plan = make_plan(describe(head_dim, kv_len), recipe, "cuda", device)
-            except NotImplementedError:  # which refusals are right is a matter of test_plan.py
-                continue
-            assert plan.cuda
-            build = Build(
-                device=device,
-                source=plan.cuda.source,
-                defines=(*plan.cuda.defines, f"PARAMS_BYTES={launch._ATTENTION.size}"),
-                threads=plan.cuda.threads,
-                shared_bytes=plan.cuda.shared_bytes,
-            )
-            builds[str(build)] = build
+        problem = describe(head_dim, kv_len)
+        for recipe in recipes:
+            found = (row(problem, recipe, device) for row in KERNELS)
+            choices = (choice for choice in found if isinstance(choice, KernelChoice))
+            for choice in choices if every_row else islice(choices, 1):
+                counts = (f"SHARED_BYTES={choice.shared_bytes}", f"PARAMS_BYTES={ATTENTION_PARAMS_BYTES}")
+                build = Build(
+                    device=device,
+                    source=choice.source,
+                    defines=(*choice.defines, *counts),
+                    threads=choice.threads,
+                    shared_bytes=choice.shared_bytes,
+                )
+                builds[str(build)] = build
     return list(builds.values())
 
 
@@ -96,7 +107,7 @@ def quantize_builds(draws: int) -> list[Build]:
     rng = random.Random(0)
     builds = {}
     for _ in range(draws):
-        parts = {key: value for part in (_QK, _PV, _DATA) for key, value in rng.choice(part).items()}
+        parts = {key: value for part in (QK_PARTS, PV_PARTS, _DATA_PARTS) for key, value in rng.choice(part).items()}
         # 28 and 31 are padded to 32 channels, and have Hadamard blocks of 4 and 1.
         problem = describe(rng.choice((28, 31, *HEAD_DIM_TILES[1:])), dtype=rng.choice(DTYPES))
         device = rng.choice(tuple(DEVICES.values()))
@@ -107,20 +118,20 @@ def quantize_builds(draws: int) -> list[Build]:
 
 
 def pairwise(builds: Sequence[Build]) -> list[Build]:
-    """Pick builds until every pair is met, each time the build that brings most new ones."""
-    numbers: dict[object, int] = {}
-    pairs = np.zeros((len(builds), 0), np.intp)
-    for row, build in enumerate(builds):
-        named = {"arch": build.device.arch, **build.macros}
-        found = [numbers.setdefault((build.source, pair), 1 + len(numbers)) for pair in combinations(named.items(), 2)]
-        if len(found) > pairs.shape[1]:
-            pairs = np.pad(pairs, ((0, 0), (0, len(found) - pairs.shape[1])))
-        pairs[row, : len(found)] = found
-    missing = np.ones(1 + len(numbers), np.bool_)
-    missing[0] = False  # fills up the rows of builds with fewer macros
+    """Pick builds until every pair is met: each time the one that brings most new values, then most new pairs."""
+    numbers: dict[tuple[str, tuple[tuple[str, str], ...]], int] = {}
+    rows = []
+    for build in builds:
+        items = {"arch": build.device.arch, **build.macros}.items()
+        met = (*combinations(items, 1), *combinations(items, 2))
+        rows.append([numbers.setdefault((build.source, combination), len(numbers)) for combination in met])
+    worth = np.array([1 if len(combination) == 2 else 1000 for _, combination in numbers] + [0])
+    table = np.full((len(rows), max(map(len, rows))), -1)  # a build with fewer macros is filled up with what is worth 0
+    for i, row in enumerate(rows):
+        table[i, : len(row)] = row
     picked = []
-    while missing.any():
-        best = int(missing[pairs].sum(axis=1).argmax())
+    while worth.any():
+        best = int(worth[table].sum(axis=1).argmax())
         picked.append(builds[best])
-        missing[pairs[best]] = False
+        worth[table[best]] = 0
     return picked

@@ -9,7 +9,7 @@ With scale 1/√D the scores of N(0, 1) are N(0, 1), out = Σ p_j·v_j has varia
 - P. A level is exp(m_ref)/R in the unit of exp(S), where m_ref is the reference of the key: rounding to it has
   variance exp(2·m_ref)/(12·R²), against exp(2·S), whose mean is e². A float P is off relatively, like V.
 
-Rounding to integers of step s is off by s²/12, where s = absmax/127 and absmax is the maximum of n independent |N(0, 1)|.
+Rounding to integers of step s is off by s²/12, where s = absmax/127, absmax the maximum of n independent |N(0, 1)|.
 Rounding to floats of f fraction bits is off by 2^-2f·x²/12 over the squared significand in [1, 2), which is
 log-uniform: E[1/significand²] = 3/(8·ln 2).
 
@@ -98,7 +98,7 @@ def p_noise(recipe: Recipe, length: int, head_dim: int, key_tile: int) -> float:
     return mean * size / math.exp(2) / (12 * recipe.p_top**2)
 
 
-def predicted_rmse(recipe: Recipe, *, length: int, head_dim: int, key_tile: int = 128) -> float:
+def predicted_rmse(recipe: Recipe, *, length: int, head_dim: int, key_tile: int) -> float:
     """Predict the relative RMSE on N(0, 1), for lengths that are multiples of every block."""
     q, k, v = (storage_noise(recipe, operand, length, head_dim) for operand in "qkv")
     return math.sqrt(q + k + q * k + v + p_noise(recipe, length, head_dim, key_tile))

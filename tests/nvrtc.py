@@ -1,7 +1,7 @@
 """What a kernel becomes on an architecture: NVRTC and nvdisasm by themselves, without a GPU, a driver or CuPy.
 
 Every tool is taken from its own wheel, by name, because two NVRTCs are installed side by side: CUDA 13 has left out the
-architectures before Turing, which CUDA 12 still compiles. (cuda-pathfinder finds one of them, the newer.)
+architectures before Turing, which CUDA 12 still compiles.
 """
 
 from __future__ import annotations

@@ -4,7 +4,6 @@ Errors are relative RMSE against exact attention. Every assertion prints what wa
 """
 
 from functools import lru_cache, partial
-from typing import Any
 
 import numpy as np
 import pytest
@@ -116,7 +115,8 @@ class TestNormal:
         The prediction's formula is in `noise_model`; over seeds, sizes and recipes it was off by −6 to +7 %.
         """
         measured = error(recipe, "normal", 1024, head_dim)
-        predicted = predicted_rmse(recipe, length=1024, head_dim=head_dim, key_tile=64)
+        plan = cupy_intfa.explain(*example("normal", 1024, head_dim)[:3], recipe=recipe, backend="numpy")
+        predicted = predicted_rmse(recipe, length=1024, head_dim=head_dim, key_tile=plan.key_tile)
         assert measured == pytest.approx(predicted, rel=0.1), f"{recipe.name}: {measured / predicted:.3f} of prediction"
 
     def test_running_reference_decays_with_length_and_tile_reference_does_not(self) -> None:

@@ -20,9 +20,7 @@ key_tiles = st.sampled_from((32, 64, 128, 256, 512))
 
 
 def run(qkv: QuantizedQKV, case: Case, key_tile: int = 64) -> tuple[Array, Array]:
-    return emulator.attention(
-        qkv, scale=case.softmax_scale, key_tile=key_tile, causal_offset=case.causal_offset
-    )
+    return emulator.attention(qkv, scale=case.softmax_scale, key_tile=key_tile, causal_offset=case.causal_offset)
 
 
 def assert_means_its_recipe(case: Case, recipe: Recipe, key_tile: int = 64) -> None:
@@ -39,9 +37,7 @@ def test_paper_is_algorithm_1(case: Case, key_tile: int) -> None:
     """As printed, on the same codes: only where P·R is at a tie may rounding the exponential change it by a level."""
     qkv = quantize_arrays(*case.arrays(), recipe=PAPER)
     out, _ = run(qkv, case, key_tile)
-    wanted, slack = algorithm_1(
-        qkv, scale=case.softmax_scale, key_tile=key_tile, causal_offset=case.causal_offset
-    )
+    wanted, slack = algorithm_1(qkv, scale=case.softmax_scale, key_tile=key_tile, causal_offset=case.causal_offset)
     # Below a tie's width remain the float32 roundings of the rescaled sums: 2⁻¹⁵ of a weight for scores under 300.
     assert_within(out, wanted, slack + 2.0**-15 * np.abs(case.arrays()[2]).max() + 2.0**-126)
 

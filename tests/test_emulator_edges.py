@@ -120,7 +120,9 @@ class TestLargeScores:
                 assert_within(lse, np.full(lse.shape, 4 * 10.0**exponent), 10.0**exponent, what)
 
     @every_recipe
-    @pytest.mark.parametrize(("q_size", "k_size"), [(1e20, 1e20), (3e38, 10.0), (10.0, 3e38), (3e38, 3e38), (1e30, 1e10)])
+    @pytest.mark.parametrize(
+        ("q_size", "k_size"), [(1e20, 1e20), (3e38, 10.0), (10.0, 3e38), (3e38, 3e38), (1e30, 1e10)]
+    )
     def test_beyond_float32_is_nan(self, recipe: Recipe, q_size: float, k_size: float) -> None:
         out, lse = run(*self.dominated(q_size, k_size), recipe)
         assert np.isnan(out).all()

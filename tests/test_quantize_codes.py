@@ -1,5 +1,7 @@
 """Number formats: fast rounding against the casts that define the formats, at every border."""
 
+from typing import Any
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -19,14 +21,15 @@ def grid(name: str) -> Array:
     """Every value of the format from 0 to the largest that is used, in order."""
     raw = np.arange(2 ** (8 * DTYPES[name].itemsize - 1), dtype=f"u{DTYPES[name].itemsize}")
     values = raw.view(DTYPES[name]).astype(np.float64)
-    return values[np.isfinite(values) & (values <= FORMATS[name].largest)]
+    used: Array = values[np.isfinite(values) & (values <= FORMATS[name].largest)]
+    return used
 
 
 @pytest.mark.parametrize("name", DTYPES)
 def test_format_is_the_dtype_it_names(name: str) -> None:
     fmt, values = FORMATS[name], grid(name)
     assert fmt.dtype == DTYPES[name]
-    info = ml_dtypes.finfo(fmt.dtype)
+    info: Any = ml_dtypes.finfo(fmt.dtype)  # type: ignore[no-untyped-call]
     assert (fmt.fraction_bits, fmt.smallest_normal) == (info.nmant, float(info.smallest_normal))
     assert values[0] == 0
     assert values[-1] == fmt.largest
@@ -56,6 +59,6 @@ def test_rounds_as_the_cast_anywhere(seed: int) -> None:
 
 
 def test_rounds_in_place() -> None:
-    x = np.float32([0.1, 0.2])
+    x = np.array([0.1, 0.2], np.float32)
     assert round_to_format(x, FORMATS["float8_e4m3"]) is x
     assert x.tolist() == [0.1015625, 0.203125]

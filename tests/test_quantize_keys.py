@@ -27,7 +27,7 @@ def magnitudes(seed: int, length: int, levels: int) -> Array:
 
 
 def slots_of_window(first: int, last: int, block: int) -> list[int]:
-    """Stored positions of a window in the order in which ranks are dealt: block by block, group by group."""
+    """List the stored positions of a window as ranks are dealt to them: block by block, group by group."""
     return sorted(range(first, last), key=lambda p: (p // block, (p % 8) // 2, p))
 
 

@@ -106,7 +106,8 @@ def dequantised_by_hand(qkv: QuantizedQKV, operand: str, b: int, h: int) -> Arra
     else:
         granularity, block = getattr(qkv.recipe, f"{operand}_granularity"), qkv.recipe.key_block
         scale = token_scales(getattr(qkv, f"{operand}_scale")[b, h], granularity, order, block)[:, None]
-    return codes * np.asarray(scale)[np.argsort(order)]
+    meant: Array = codes * np.asarray(scale)[np.argsort(order)]
+    return meant
 
 
 @given(cases(lengths=LENGTHS, dtypes=("float16", "bfloat16", "float32", "float64")), recipes())

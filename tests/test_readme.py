@@ -7,12 +7,14 @@ from types import ModuleType
 
 import pytest
 
+from cupy_intfa.bench.report import load_reports
 from cupy_intfa.demo import error_table, layer_samples
 from cupy_intfa.recipe import DEFAULT_RECIPE, PRESETS
 
 CHECKOUT = Path(__file__).parents[1]
 README = (CHECKOUT / "README.md").read_text(encoding="utf-8")
 RESULTS = json.loads((CHECKOUT / "notebooks" / "results" / "accuracy.json").read_text(encoding="utf-8"))
+REPORTS = load_reports(CHECKOUT / "notebooks" / "results")
 
 
 @pytest.fixture(scope="module")
@@ -27,15 +29,15 @@ def tool() -> ModuleType:
 
 
 def test_readme_is_up_to_date(tool: ModuleType) -> None:
-    assert tool.render(README, RESULTS) == README, "run python tools/update_readme.py"
+    assert tool.render(README, RESULTS, REPORTS) == README, "run python tools/update_readme.py"
 
 
 def test_tables_replace_what_stands_between_the_markers(tool: ModuleType) -> None:
     stale = README.replace("| `paper` |", "| `no preset` |")
     assert stale != README
-    assert tool.render(stale, RESULTS) == README
+    assert tool.render(stale, RESULTS, REPORTS) == README
     with pytest.raises(ValueError, match="table:presets"):
-        tool.render(README.replace("<!-- table:presets -->", ""), RESULTS)
+        tool.render(README.replace("<!-- table:presets -->", ""), RESULTS, REPORTS)
 
 
 def test_accuracy_table_prints_the_results() -> None:

@@ -11,7 +11,7 @@ from strategies import P_LEVELS, QK_FORMATS, recipes
 
 from cupy_intfa import PRESETS, Recipe, get_recipe
 
-ALGORITHM_1 = {
+ALGORITHM_1: dict[str, Any] = {
     "qk": "int8",
     "qk_bits": 8,
     "pv": "int8",
@@ -32,7 +32,7 @@ ALGORITHM_1 = {
 
 @pytest.mark.parametrize("field", ALGORITHM_1)
 def test_unknown_choice_names_field_value_and_choices(field: str) -> None:
-    bad = 3 if field in ("p_levels", "key_window") else "wrong"
+    bad: Any = 3 if field in ("p_levels", "key_window") else "wrong"
     with pytest.raises(ValueError, match=rf"^{field}={bad!r}.* expected ") as caught:
         Recipe(**{field: bad})
     if field not in ("p_levels", "key_window"):
@@ -48,6 +48,7 @@ def test_unknown_choice_names_field_value_and_choices(field: str) -> None:
         ({"pv": "float8_e4m3", "p_levels": 448}, "p_levels=448 does not go with pv='float8_e4m3': expected 1 or 256"),
         ({"qk_bits": 4, "qk": "float16"}, "qk_bits=4 needs qk='int8', got qk='float16'"),
         ({"qk_bits": True}, "qk_bits=True is not a choice: expected one of (8, 4)"),
+        ({"key_block": 32.0}, "key_block=32.0 is not a choice: expected one of (32, 64, 128, 256)"),
         ({"smooth_k": 1}, "smooth_k=1 is not a choice: expected one of (False, True)"),
         (
             {"qk": "float16", "q_granularity": "tensor"},
@@ -76,7 +77,10 @@ def is_legal(recipe: dict[str, Any]) -> bool:
     integer_qk, integer_pv = recipe["qk"] == "int8", recipe["pv"].startswith("int8")
     return (
         recipe["p_levels"] in P_LEVELS[recipe["pv"]]
-        and (integer_qk or (recipe["qk_bits"], recipe["q_granularity"], recipe["k_granularity"]) == (8, "tensor", "tensor"))
+        and (
+            integer_qk
+            or (recipe["qk_bits"], recipe["q_granularity"], recipe["k_granularity"]) == (8, "tensor", "tensor")
+        )
         and (integer_pv or recipe["v_granularity"] == "tensor")
         and (recipe["v_granularity"] != "token" or recipe["row_sum"] == "exact")
     )

@@ -19,13 +19,15 @@ def array(*shape: int, dtype: Any = np.float32) -> np.ndarray[Any, Any]:
     return np.ones(shape, dtype)
 
 
-def arrays(q: tuple[int, ...] = (2, 4, 8, 16), k: tuple[int, ...] = (2, 2, 8, 16), v: tuple[int, ...] | None = None) -> Any:
+def arrays(
+    q: tuple[int, ...] = (2, 4, 8, 16), k: tuple[int, ...] = (2, 2, 8, 16), v: tuple[int, ...] | None = None
+) -> Any:
     return array(*q), array(*k), array(*(k if v is None else v))
 
 
 @pytest.fixture(autouse=True)
 def _nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A refusal comes before the first element is read: what quantises or computes fails the test."""
+    """Fail the test if an element is quantised or computed with: a refusal comes before."""
 
     def ran(*_: Any, **__: Any) -> None:
         pytest.fail("something ran before the refusal")
@@ -51,7 +53,11 @@ SHAPES = [
     ("k ≠ v", ((1, 4, 8, 16), (1, 4, 8, 16), (1, 4, 9, 16)), "k has shape (1, 4, 8, 16) and v has (1, 4, 9, 16)"),
     ("batches", ((2, 4, 8, 16), (3, 4, 8, 16)), "q is (2, 4, 8, 16) and k is (3, 4, 8, 16)"),
     ("head dimensions", ((2, 4, 8, 16), (2, 4, 8, 32)), "one head dimension"),
-    ("heads", ((1, 4, 8, 16), (1, 3, 8, 16)), "q has 4 heads and k has 3: expected a multiple (is layout='bhsd' right?)"),
+    (
+        "heads",
+        ((1, 4, 8, 16), (1, 3, 8, 16)),
+        "q has 4 heads and k has 3: expected a multiple (is layout='bhsd' right?)",
+    ),
     ("fewer heads than kv heads", ((1, 2, 8, 16), (1, 4, 8, 16)), "q has 2 heads and k has 4: expected a multiple"),
     ("D > 256", ((1, 1, 8, 257), (1, 1, 8, 257)), "head dimension is 257: expected at most 256"),
 ]
@@ -143,6 +149,16 @@ def test_mask(face: str) -> None:
     refuses(FACES[face], TypeError, "is_causal is a NoneType: expected True or False", q, k, v, is_causal=None)
 
 
+@pytest.mark.parametrize("face", ["attention", "explain"])
+def test_refusal_does_not_depend_on_what_came_before(face: str) -> None:
+    """Plans are remembered, and 1 == True == 1.0: a legal call must not let its equal through."""
+    for legal in ({"is_causal": True}, {"is_causal": False}, {"scale": 1.0}):
+        explain(*arrays(), **legal)
+    refuses(FACES[face], TypeError, "is_causal is a int: expected True or False", *arrays(), is_causal=1)
+    refuses(FACES[face], TypeError, "is_causal is a int: expected True or False", *arrays(), is_causal=0)
+    refuses(FACES[face], TypeError, "scale is a bool: expected a real number", *arrays(), scale=True)
+
+
 @pytest.mark.parametrize("face", FACES)
 def test_recipe(face: str) -> None:
     message = "recipe 'fastest' is unknown: expected paper, paper_half, fast"
@@ -193,8 +209,8 @@ def test_check_finite_says_where(face: str, bad: float, name: str) -> None:
     given = dict(zip("qkv", arrays(), strict=True))
     given[name][1, 1, 5, 7] = bad
     given[name][1, 1, 6, 0] = bad
-    message = f"{name} holds 2 values that are not finite in float32, the first at (batch, head, token, channel) = (1, 1, 5, 7)"
-    refuses(FACES[face], ValueError, message, *given.values(), check_finite=True)
+    message = f"{name} holds 2 values that are not finite in float32, the first at (batch, head, token, channel) = "
+    refuses(FACES[face], ValueError, message + "(1, 1, 5, 7)", *given.values(), check_finite=True)
 
 
 def test_check_finite_sees_what_float32_cannot_hold() -> None:
@@ -207,7 +223,9 @@ def test_check_finite_sees_what_float32_cannot_hold() -> None:
 def test_check_finite_counts_in_head_token_order_for_every_layout() -> None:
     q = np.ones((1, 5, 2, 8), np.float32)
     q[0, 4, 1, 3] = np.nan
-    refuses(attention, ValueError, "(batch, head, token, channel) = (0, 1, 4, 3)", q, q, q, check_finite=True, layout="bshd")
+    refuses(
+        attention, ValueError, "(batch, head, token, channel) = (0, 1, 4, 3)", q, q, q, check_finite=True, layout="bshd"
+    )
 
 
 @pytest.fixture(scope="module")

@@ -170,7 +170,7 @@ def _scores(qkv: QuantizedQKV, at: tuple[int, int, int], scale: float, causal_of
 
 
 def _references(folded: Float64, recipe: Recipe, key_tile: int) -> tuple[Float64, Float64, int]:
-    """Reference of each key, the last maximum of each row, and the number of tiles."""
+    """Find the reference of each key, the last maximum of each row, and the number of tiles."""
     tile = np.arange(folded.shape[1]) // (recipe.key_block if recipe.p_reference == "tile" else key_tile)
     count = int(tile[-1]) + 1
     m_tile = np.stack([folded[:, tile == t].max(axis=1) for t in range(count)], axis=1)
@@ -190,7 +190,7 @@ def _evaluate_head(
     recipe, top, (b, _, g) = qkv.recipe, float(qkv.recipe.p_top), at
     order = stored_order(qkv, b, g)
     scores = _scores(qkv, at, scale, causal_offset)
-    empty = np.isneginf(scores.s).all(axis=1)
+    empty = (scores.s == -np.inf).all(axis=1)
     v, s_v = qkv.v[b, g].astype(np.float64)[order], value_scales(qkv, b, g, order)
     per_token = recipe.v_granularity == "token"
     # V per token: P carries the scale. A value of zeros adds nothing, and its scale must not lead the maximum.

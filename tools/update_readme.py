@@ -1,6 +1,7 @@
-"""Write the tables of README.md between their markers, from measured errors and from the presets themselves.
+"""Write the tables of README.md between their markers, from what was measured and from the presets themselves.
 
-Without options it reads ``notebooks/results/accuracy.json``, which ``--measure`` writes anew (NumPy, some seconds).
+Errors come from ``notebooks/results/accuracy.json``, which ``--measure`` writes anew (NumPy, some seconds); speeds from
+the reports beside it, which ``python -m cupy_intfa bench`` writes on a machine with a GPU.
 """
 
 import argparse
@@ -8,12 +9,16 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import cupy_intfa
+from cupy_intfa.bench.cases import SUITES
+from cupy_intfa.bench.report import Report, load_reports
+from cupy_intfa.bench.tables import make_table
 from cupy_intfa.demo import FULL, run_demo
 from cupy_intfa.environment import environment
 from cupy_intfa.recipe import DEFAULT_RECIPE, PRESETS, Recipe
@@ -41,9 +46,9 @@ def measure() -> dict[str, Any]:
     }
 
 
-def markdown(head: list[str], rows: list[list[str]]) -> str:
-    """Lay out a table."""
-    rule = ["---"] + ["---:" if re.fullmatch(r"[\d.]+", cell) else "---" for cell in rows[0][1:]]
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Lay out a table, numbers to the right."""
+    rule = ["---"] + ["---:" if re.fullmatch(r"[\d.]+( [/%].*)?", cell) else "---" for cell in rows[0][1:]]
     return "\n".join("| " + " | ".join(row) + " |" for row in [head, rule, *rows])
 
 
@@ -87,6 +92,21 @@ def default_sentence(results: dict[str, Any]) -> str:
     )
 
 
+def speed_tables(reports: Sequence[Report]) -> str:
+    """Lay out every report, in the order of the suites; what several have to say is said once."""
+    if not reports:
+        return (
+            "Not measured yet. `make bench` on a machine with a GPU writes reports into `notebooks/results`, and "
+            "`python tools/update_readme.py` makes tables of them."
+        )
+    blocks, stamps = [], []
+    for report in sorted(reports, key=lambda report: (list(SUITES).index(report.suite), report.gpu)):
+        table = make_table(report)
+        blocks += [f"`{report.suite}`: {SUITES[report.suite].text}.", markdown(table.head, table.rows), *table.notes]
+        stamps.append(table.stamp)
+    return "\n\n".join(dict.fromkeys(blocks + stamps))
+
+
 def preset_table() -> str:
     """Describe the presets."""
     head = [
@@ -126,19 +146,21 @@ def in_words(recipe: Recipe) -> list[str]:
     ]
 
 
-def render(readme: str, results: dict[str, Any]) -> str:
+def render(readme: str, results: dict[str, Any], reports: Sequence[Report]) -> str:
     """Fill every pair of markers."""
     texts = {
         "accuracy": accuracy_table(results),
         "default": default_sentence(results),
         "growth": growth_sentence(results),
         "presets": preset_table(),
+        "speed": speed_tables(reports),
     }
     for name, text in texts.items():
         block = re.compile(rf"(<!-- table:{name} -->\n).*?(<!-- /table -->)", flags=re.DOTALL)
         if len(block.findall(readme)) != 1:
             raise ValueError(f"expected one '<!-- table:{name} -->' … '<!-- /table -->' in README.md")
-        readme = block.sub(rf"\g<1>{text}\n\g<2>", readme)
+        literal = text.replace("\\", "\\\\")  # reasons of missing rivals are free text, and sub() reads escapes
+        readme = block.sub(rf"\g<1>{literal}\n\g<2>", readme)
     return readme
 
 
@@ -151,7 +173,7 @@ def main() -> int:
     if arguments.measure:
         RESULTS.write_text(json.dumps(measure(), indent=1) + "\n", encoding="utf-8")
     old = README.read_text(encoding="utf-8")
-    new = render(old, json.loads(RESULTS.read_text(encoding="utf-8")))
+    new = render(old, json.loads(RESULTS.read_text(encoding="utf-8")), load_reports(RESULTS.parent))
     if arguments.check:
         print("README.md is up to date" if old == new else "README.md is not: run python tools/update_readme.py")
         return int(old != new)

@@ -51,6 +51,8 @@ def measure(inputs: Inputs, presets: Sequence[str], timer: Timer, budget: Budget
             raise NotImplementedError(f"{preset}: a plan for the CUDA backend has no CUDA part")
         calls[preset] = [partial(quantize_into, plan, plan.cuda, inputs, plan.workspace())]
         nbytes[preset] = source.nbytes + plan.cuda.packing.nbytes
+    for (call,) in calls.values():
+        call()  # compiles
     for name, timing in interleave(calls, timer, budget).items():
         gbps = nbytes[name] / timing.median_ms / 1e6
         entries[name] = Entry(forms={"copy" if name == COPY else "quantise": Measured(timing=timing, gbps=gbps)})

@@ -99,9 +99,7 @@ def square(*, batch: int, heads: int, length: int, head_dim: int, causal: bool =
     Case
         In float16.
     """
-    return Case(
-        batch=batch, heads=heads, kv_heads=heads, q_len=length, kv_len=length, head_dim=head_dim, causal=causal
-    )
+    return Case(batch=batch, heads=heads, kv_heads=heads, q_len=length, kv_len=length, head_dim=head_dim, causal=causal)
 
 
 def _short(length: int) -> str:
@@ -136,15 +134,20 @@ def _cases(lengths: tuple[int, ...], *head_dims: int, causal: bool = False) -> t
 
 _PREFILL = (*_cases((1024, 4096, 16384), 64, 128), square(batch=2, heads=16, length=8192, head_dim=256))
 _CAUSAL = (*_cases((4096, 16384), 128, causal=True), *_cases((16384,), 64, causal=True))
-_LARGE = _cases((16384,), 128)
+_TINY = (square(batch=1, heads=8, length=128, head_dim=64),)
 
 _SUITES = (
-    Suite("paper", "speed", "the paper's comparison: B4 H32 D64, lengths of 1k to 16k", _cases((1024, 2048, 4096, 8192, 16384), 64)),
+    Suite(
+        "paper",
+        "speed",
+        "the paper's comparison, D64 and lengths of 1k to 16k",
+        _cases((1024, 2048, 4096, 8192, 16384), 64),
+    ),
     Suite("prefill", "speed", "no mask: D64 and D128 of three lengths, D256", _PREFILL),
     Suite("causal", "speed", "causal mask: D128 of two lengths, D64", _CAUSAL),
-    Suite("host", "host", "what a tiny call costs the host: wall time while the GPU has nothing to wait for", (square(batch=1, heads=8, length=128, head_dim=64),)),
-    Suite("first_call", "first_call", "the first call of a process: with an empty kernel cache, then from the cache on disk", _cases((1024,), 128)),
-    Suite("quantise", "bandwidth", "the quantise kernels against a device copy of the same run", _LARGE),
+    Suite("host", "host", "what a tiny call costs the host, which does not wait for the GPU", _TINY),
+    Suite("first_call", "first_call", "the first call of a process: compiling, or from disk", _cases((1024,), 128)),
+    Suite("quantise", "bandwidth", "the quantise kernels against a device copy of the same run", _cases((16384,), 128)),
 )
 
 SUITES: Mapping[str, Suite] = MappingProxyType({suite.name: suite for suite in _SUITES})

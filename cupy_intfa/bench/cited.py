@@ -29,13 +29,15 @@ def cited_entries(case: Case, gpu: str) -> dict[str, Entry]:
     >>> from cupy_intfa.bench.cases import SUITES
     >>> entry = cited_entries(SUITES["prefill"].cases[0], "NVIDIA H200")["SageAttention 2"]
     >>> entry.cited, entry.source
-    ({'kernel': 451.0, 'e2e': 152.0}, 'measured on an H200 on an earlier date, not in this run')
+    ({'kernel': 451.0, 'e2e': 152.0}, 'measured on an H200 on an earlier date, not in this run: ...')
     """
     stored = json.loads(resources.files(__package__).joinpath("cited.json").read_text(encoding="utf-8"))
     if gpu != stored["gpu"]:
         return {}
     return {
-        row["contender"]: Entry(cited={form: float(tops) for form, tops in row["tops"].items()}, source=stored["source"])
+        row["contender"]: Entry(
+            cited={form: float(tops) for form, tops in row["tops"].items()}, source=stored["source"]
+        )
         for row in stored["rows"]
         if case == Case(**row["case"])
     }

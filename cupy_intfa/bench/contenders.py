@@ -27,7 +27,7 @@ class Forms:
     Parameters
     ----------
     kernel : callable or None
-        Attention from the 8-bit tensors that the contender takes; None for one that takes 16-bit tensors.
+        Attention from tensors already quantised; None for a contender that quantises nothing.
     e2e : callable or None
         Attention from the 16-bit inputs, quantising included; None for one that brings no quantiser.
     decode : callable

@@ -141,7 +141,9 @@ def from_json(stored: Mapping[str, Any]) -> Report:
         For another schema, or for something that is no report.
     """
     if stored.get("schema") != SCHEMA:
-        raise ValueError(f"expected a benchmark report of schema {SCHEMA}, found {stored.get('schema')!r}: measure again")
+        raise ValueError(
+            f"expected a benchmark report of schema {SCHEMA}, found {stored.get('schema')!r}: measure again"
+        )
     fields = {name: value for name, value in stored.items() if name != "schema"}
     fields["results"] = tuple(
         CaseResult(

@@ -44,19 +44,24 @@ def _to_fp8(x: Any, axes: tuple[int, ...]) -> tuple[Any, Any]:
     return (x.float() / scale).to(torch.float8_e4m3fn), scale
 
 
-def _sdpa(backend: str, case: Case, inputs: Inputs) -> Forms:
-    """Attention of PyTorch, by one of its backends."""
+def _sdpa(backend: str | None, case: Case, inputs: Inputs) -> Forms:
+    """Attention of PyTorch, by one of its backends, or by the one that it picks itself."""
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    q, k, v = _tensors(inputs)
     grouped = {"enable_gqa": True} if case.heads != case.kv_heads else {}
+    attend = partial(
+        torch.nn.functional.scaled_dot_product_attention, *_tensors(inputs), is_causal=case.causal, **grouped
+    )
+    if backend is None:
+        return Forms(e2e=attend)
+    chosen = getattr(SDPBackend, backend)
 
-    def run() -> Any:
-        with sdpa_kernel(getattr(SDPBackend, backend)):
-            return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=case.causal, **grouped)
+    def attend_by_backend() -> Any:
+        with sdpa_kernel(chosen):
+            return attend()
 
-    return Forms(e2e=run)
+    return Forms(e2e=attend_by_backend)
 
 
 def _fa3_bf16(case: Case, inputs: Inputs) -> Forms:
@@ -151,6 +156,7 @@ def _sage2(case: Case, inputs: Inputs) -> Forms:
 
 
 RIVALS: tuple[Contender, ...] = (
+    Contender("torch SDPA fp16", "torch", partial(_sdpa, None), ("torch",)),
     Contender("FA2 fp16", "torch", partial(_sdpa, "FLASH_ATTENTION"), ("torch",)),
     Contender("cuDNN fp16", "torch", partial(_sdpa, "CUDNN_ATTENTION"), ("torch",)),
     Contender("FA3 bf16", "fa3-fwd", _fa3_bf16, ("torch", "fa3_fwd_interface")),

@@ -18,7 +18,7 @@ from cupy_intfa.bench.cited import cited_entries
 from cupy_intfa.bench.contenders import OURS, Contender, Forms, Inputs, first_line
 from cupy_intfa.bench.report import CaseResult, Entry, Measured, Report
 from cupy_intfa.bench.rivals import RIVALS
-from cupy_intfa.bench.timing import Budget, Call, EventTimer, Timer, Timing, host_timer, interleave
+from cupy_intfa.bench.timing import Budget, Call, EventTimer, Timer, host_timer, interleave
 from cupy_intfa.device import default_device
 
 CONTENDERS: tuple[Contender, ...] = (*OURS, *RIVALS)
@@ -64,6 +64,7 @@ def run_suite(
     contenders: Sequence[Contender] = CONTENDERS,
     budget: Budget | None = None,
     tell: Callable[[str], None] = lambda text: None,
+    commit: str | None = None,
 ) -> Report:
     """Measure a suite on the current GPU.
 
@@ -77,6 +78,8 @@ def run_suite(
         How long.
     tell : callable
         Takes a line about each case as it is done.
+    commit : str, optional
+        What ``git describe --always --dirty`` printed, for files that were copied away from their checkout.
 
     Returns
     -------
@@ -96,14 +99,14 @@ def run_suite(
     for case in suite.cases:
         entries = _MEASURE[suite.measures](case, contenders, budget)
         if suite.measures == "speed":
-            entries |= {n: e for n, e in cited_entries(case, device.name).items() if _is_wanted(n, entries, contenders)}
+            entries |= _cite(entries, cited_entries(case, device.name))
         results.append(CaseResult(case=case, entries=entries))
         tell(f"{suite.name}: {case}: {sum(not entry.missing for entry in entries.values())} contenders")
     return Report(
         suite=suite.name,
         measures=suite.measures,
         date=datetime.now(UTC).isoformat(timespec="seconds"),
-        **stamp.commit(),
+        **stamp.commit(commit),
         gpu=device.name,
         before=before,
         after=stamp.gpu_state(device.ordinal),
@@ -112,11 +115,10 @@ def run_suite(
     )
 
 
-def _is_wanted(name: str, entries: Entries, contenders: Sequence[Contender]) -> bool:
-    """Whether a cited row stands for nobody who was measured; and not where only some contenders were asked for."""
-    return (name not in entries and len(contenders) == len(CONTENDERS)) or (
-        name in entries and entries[name].missing is not None
-    )
+def _cite(entries: Entries, cited: Entries) -> Entries:
+    """Give the cited rows of contenders that were not measured, with the reason why they were not."""
+    absent = {name: entries.get(name, Entry(missing="not in this run")) for name in cited}
+    return {name: replace(cited[name], missing=entry.missing) for name, entry in absent.items() if entry.missing}
 
 
 def attend(
@@ -149,30 +151,32 @@ def attend(
     errors: dict[tuple[str, str], float] = {}
     for contender in contenders:
         try:
-            if reason := contender.missing():
-                raise NotImplementedError(reason)
-            forms = [contender.prepare(case, inputs) for inputs in sets]
-            found = {form: _error(forms, form, samples, expected) for form in forms[0].named}
+            forms = _prepare(contender, case, sets)
+            found = {form: accuracy.relative_rmse(_warm_up(forms, form), samples, expected) for form in forms[0].named}
         except Exception as error:  # a rival may raise anything, and the others must still be measured
             reason = str(error) if isinstance(error, NotImplementedError) else first_line(error)
             entries[contender.name] = Entry(missing=reason)
             continue
         entries[contender.name] = Entry()
-        for form, error_of_form in found.items():
+        for form, relative_rmse in found.items():
             calls[contender.name, form] = [one.named[form] for one in forms]
-            errors[contender.name, form] = error_of_form
-    for (name, form), timing in (interleave(calls, timer, budget) if calls else {}).items():
-        measured = Measured(
-            timing=timing, tops=case.tops(timing.median_ms), relative_rmse=errors[name, form]
-        )
+            errors[contender.name, form] = relative_rmse
+    for (name, form), timing in interleave(calls, timer, budget).items():
+        measured = Measured(timing=timing, tops=case.tops(timing.median_ms), relative_rmse=errors[name, form])
         entries[name] = replace(entries[name], forms={**entries[name].forms, form: measured})
     return entries
 
 
-def _error(forms: Sequence[Forms], form: str, samples: tuple[accuracy.Sample, ...], expected: Any) -> float:
-    """Call a form on every set of inputs, which warms it up, and give the error on the first."""
-    outs = [one.decode(one.named[form]()) for one in forms]
-    return accuracy.relative_rmse(outs[0], samples, expected)
+def _prepare(contender: Contender, case: Case, sets: Sequence[Inputs]) -> list[Forms]:
+    if reason := contender.missing():
+        raise NotImplementedError(reason)
+    return [contender.prepare(case, inputs) for inputs in sets]
+
+
+def _warm_up(forms: Sequence[Forms], form: str) -> Any:
+    """Call a form on every set of inputs, and give the output on the first."""
+    outs = [one.named[form]() for one in forms]
+    return forms[0].decode(outs[0])
 
 
 def make_inputs(case: Case, seed: int) -> Inputs:
@@ -232,11 +236,15 @@ def _without_tops(forms: Mapping[str, Measured]) -> dict[str, Measured]:
 
 
 def _first_call(case: Case, contenders: Sequence[Contender], budget: Budget) -> Entries:
-    return {
-        contender.name: Entry(forms={form: Measured(timing=t) for form, t in first_call.measure(case, contender.name).items()})
-        for contender in contenders
-        if contender.package is None
-    }
+    entries: Entries = {}
+    for contender in contenders:
+        if contender.package is None:
+            try:
+                found = first_call.measure(case, contender.name)
+                entries[contender.name] = Entry(forms={form: Measured(timing=t) for form, t in found.items()})
+            except OSError as error:  # the preset has no kernel on this GPU
+                entries[contender.name] = Entry(missing=first_line(error))
+    return entries
 
 
 def _bandwidth(case: Case, contenders: Sequence[Contender], budget: Budget) -> Entries:

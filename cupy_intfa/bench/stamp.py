@@ -11,7 +11,16 @@ from typing import Any
 import cupy_intfa
 from cupy_intfa.environment import environment
 
-_GPU = ("name", "driver_version", "clocks.sm", "clocks.mem", "clocks.max.sm", "power.draw", "power.limit", "temperature.gpu")
+_GPU = (
+    "name",
+    "driver_version",
+    "clocks.sm",
+    "clocks.mem",
+    "clocks.max.sm",
+    "power.draw",
+    "power.limit",
+    "temperature.gpu",
+)
 _ROOT = Path(cupy_intfa.__file__).parents[1]
 
 
@@ -86,21 +95,34 @@ def versions(packages: Iterable[str]) -> dict[str, str]:
     return {name: version for name, version in stamped.items() if version is not None}
 
 
-def commit() -> dict[str, Any]:
+def commit(described: str | None = None) -> dict[str, Any]:
     """Name the commit that the package is run from, and whether files differ from it.
+
+    Parameters
+    ----------
+    described : str, optional
+        What ``git describe --always --dirty`` printed, where files were copied away from their checkout.
 
     Returns
     -------
     dict
-        ``commit`` (None outside of a checkout) and ``dirty``.
+        ``commit`` and ``dirty``, both None outside of a checkout.
+
+    Examples
+    --------
+    >>> commit("6f6cd0372011-dirty")
+    {'commit': '6f6cd0372011', 'dirty': True}
     """
-    head = _git("rev-parse", "--short=12", "HEAD")
-    return {"commit": head, "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")) if head else None}
+    described = described or _describe()
+    if described is None:
+        return {"commit": None, "dirty": None}
+    return {"commit": described.removesuffix("-dirty"), "dirty": described.endswith("-dirty")}
 
 
-def _git(*arguments: str) -> str | None:
+def _describe() -> str | None:
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
     try:
-        done = subprocess.run(["git", *arguments], cwd=_ROOT, capture_output=True, text=True, check=True, timeout=30)
+        done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, check=True, timeout=30)
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()

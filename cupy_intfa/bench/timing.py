@@ -51,6 +51,11 @@ class Budget:
     rounds : int or None
         The number itself.
 
+    Raises
+    ------
+    ValueError
+        For a number of rounds below 1, or a time that is not above 0.
+
     Examples
     --------
     >>> Budget(seconds=2.0).rounds_for(round_ms=50.0), Budget(rounds=7).rounds_for(round_ms=50.0)
@@ -58,9 +63,16 @@ class Budget:
     """
 
     seconds: float = 3.0
-    least: int = 5
+    least: int = 7
     most: int = 100
     rounds: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse to time nothing."""
+        if self.rounds is not None and self.rounds < 1:
+            raise ValueError(f"rounds={self.rounds}: expected at least 1")
+        if not self.seconds > 0.0:
+            raise ValueError(f"seconds={self.seconds}: expected a time above 0")
 
     def rounds_for(self, round_ms: float) -> int:
         """Give the number of rounds, from the time of one."""

@@ -90,12 +90,15 @@ class QuantizePlan:
         What they hand to each other, behind the packing.
     scratch_bytes : int
         Its size.
+    offsets : tuple of int
+        Bytes from the workspace's start to each array of `PACKED` and `SCRATCH`; -1 for one that the recipe has not.
     """
 
     launches: tuple[Launch, ...]
     packing: Packing
     scratch: Mapping[str, Region]
     scratch_bytes: int
+    offsets: tuple[int, ...]
 
 
 @lru_cache(maxsize=1024)
@@ -130,11 +133,14 @@ def plan_quantize(problem: AttentionProblem, recipe: Recipe, vector: bool) -> Qu
     """
     packing = make_packing(problem, recipe)
     scratch, scratch_bytes = _lay_out_scratch(problem, recipe, packing)
+    starts = {name: region.offset for name, region in packing.regions.items()}
+    starts |= {name: packing.nbytes + region.offset for name, region in scratch.items()}
     return QuantizePlan(
         launches=tuple(_launches(problem, recipe, packing, vector)),
         packing=packing,
         scratch=scratch,
         scratch_bytes=scratch_bytes,
+        offsets=tuple(starts.get(name, -1) for name in (*PACKED, *SCRATCH)),
     )
 
 
@@ -169,8 +175,12 @@ def _launches(p: AttentionProblem, recipe: Recipe, packing: Packing, vector: boo
     row_threads = 16 * min(32, 1 << (d // 8 - 1).bit_length())  # 16 rows at a time, 8 channels a thread
     options = _options(p, recipe, vector)
 
-    def launch(source: str, grid: int, threads: int, groups: str, **more: int) -> Launch:
-        named = {"PARAMS_BYTES": PARAMS.size, "D": d, **more}
+    # On an H200, 1024 threads of 64 registers per multiprocessor keep the memory busier than more of fewer registers.
+    # What needs more than 64 - wide inputs, single loads, butterflies, 8-bit floats - would spill.
+    lean = vector and p.dtype in ("float16", "bfloat16") and not recipe.rotate
+
+    def launch(source: str, grid: int, threads: int, groups: str, is_lean: bool = False, **more: int) -> Launch:
+        named = {"PARAMS_BYTES": PARAMS.size, "D": d, "MIN_BLOCKS": 1024 // threads if is_lean else 1, **more}
         for group in groups.split():
             named |= options[group]
         return Launch(source=source, defines=tuple(f"{k}={v}" for k, v in named.items()), grid=grid, threads=threads)
@@ -178,17 +188,19 @@ def _launches(p: AttentionProblem, recipe: Recipe, packing: Packing, vector: boo
     statistics = recipe.smooth_k + (recipe.smooth_v or _needs_range(recipe))
     if statistics:
         chunks = statistics * kv_heads * -(-p.kv_len // SUM_CHUNK)
-        yield launch("quantize_statistics", chunks, 2 * d, "load smooth_k values")
+        yield launch("quantize_statistics", chunks, 2 * d, "load smooth_k values", lean)
     width = d if recipe.v_granularity == "tensor" else 32  # channels per block
     yield launch("quantize_combine", kv_heads * (d // width), 512 // width * width, "smooth_k spans values v_format")
     if "tensor" in (recipe.q_granularity, recipe.k_granularity):
         yield launch("quantize_rows", row_blocks, row_threads, "load smooth_k spans qk_format", ABSMAX=1)
-    yield launch("quantize_rows", row_blocks, row_threads, "load smooth_k spans qk_format sort")
-    yield launch("quantize_values", key_blocks, 2 * d, "load values v_format sort")
+    yield launch(
+        "quantize_rows", row_blocks, row_threads, "load smooth_k spans qk_format sort", lean and recipe.qk == "int8"
+    )
+    yield launch("quantize_values", key_blocks, 2 * d, "load values v_format sort", lean and recipe.pv == "int8")
 
 
 def _options(p: AttentionProblem, recipe: Recipe, vector: bool) -> Mapping[str, Mapping[str, int]]:
-    """Group the options of the kernels (kernels_cu/intfa/quantize_config.cuh): a kernel is given those that it reads."""
+    """Group the options of kernels_cu/intfa/quantize_config.cuh: a kernel is given those that it reads."""
     v_format = "int8" if recipe.integer_pv else recipe.pv
     qk_largest = FORMATS["int4" if recipe.qk_bits == 4 else recipe.qk].largest
     return {

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from cupy_intfa.kernels import load_kernel
 from cupy_intfa.launch import by_value
 from cupy_intfa.quantize.arithmetic import Array
-from cupy_intfa.quantize.cuda import PACKED, PARAMS, SCRATCH, QuantizePlan, plan_quantize
+from cupy_intfa.quantize.cuda import PARAMS, QuantizePlan, plan_quantize
 
 if TYPE_CHECKING:
     from cupy_intfa.plan import CudaPlan, Plan
@@ -54,7 +54,7 @@ def is_vector(arrays: tuple[Array, ...]) -> bool:
         x.shape[-1] % 8 == 0
         and x.data.ptr % 16 == 0
         and x.strides[-1] == x.itemsize
-        and all(n == 1 or (stride % 16 == 0 and -_WIDE < stride < _WIDE) for n, stride in zip(x.shape[:-1], x.strides[:-1], strict=True))
+        and all(n == 1 or (s % 16 == 0 and abs(s) < _WIDE) for n, s in zip(x.shape[:-1], x.strides, strict=False))
         for x in arrays
     )
 
@@ -66,17 +66,15 @@ def pack_params(p: AttentionProblem, quantize: QuantizePlan, arrays: tuple[Array
         batch, *inner = x.strides if p.batched else (0, *x.strides)
         heads, tokens, channels = inner if p.layout == "bhsd" else (inner[1], inner[0], inner[2])
         inputs += (x.data.ptr, batch, heads, tokens, channels)
-    packing, scratch = quantize.packing, workspace + quantize.packing.nbytes
     return PARAMS.pack(
         *inputs,
-        *(workspace + packing.regions[name].offset if name in packing.regions else 0 for name in PACKED),
-        *(scratch + quantize.scratch[name].offset if name in quantize.scratch else 0 for name in SCRATCH),
+        *(0 if offset < 0 else workspace + offset for offset in quantize.offsets),
         p.batch,
         p.heads,
         p.kv_heads,
         p.q_len,
         p.kv_len,
         p.head_dim,
-        packing.q_len,
-        packing.kv_len,
+        quantize.packing.q_len,
+        quantize.packing.kv_len,
     )

@@ -38,6 +38,19 @@ __device__ __forceinline__ void multiply(s32 (&acc)[kLaneRows][kWidth], const ui
     }
 }
 
+// threadIdx.x and blockIdx.x, read anew at each call: what follows from them is cheap to work out again, and would else
+// be kept in registers across the loop, where it spills.
+__device__ __forceinline__ s32 thread_number() {
+    s32 n;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(n));
+    return n;
+}
+__device__ __forceinline__ s32 block_number() {
+    s32 n;
+    asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(n));
+    return n;
+}
+
 // Over the 16 lanes that share their rows.
 __device__ __forceinline__ float row_max(float x) {
 #pragma unroll

@@ -10,9 +10,10 @@ __device__ __forceinline__ s32 visible_tiles(const AttentionParams& p, s32 first
     return keys > 0 ? (keys + kBc - 1) / kBc : 0;
 }
 
-// The tile at key j0 has a key that row `first_row`, the most restricted of its warp, does not see.
+// The step at key j0 has a key that row `first_row`, the most restricted of its warp, may not see: keys are sorted inside
+// their block of 64.
 __device__ __forceinline__ bool needs_mask(const AttentionParams& p, s32 j0, s32 first_row) {
-    return j0 + kBc > min(p.kv_len, first_row + p.causal_offset + 1);
+    return j0 / 64 * 64 + max(kStep, 64) > min(p.kv_len, first_row + p.causal_offset + 1);
 }
 
 // Key at stored position j (`place`: its original place inside its block of 64) is hidden from `row`.

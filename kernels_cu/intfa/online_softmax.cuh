@@ -1,44 +1,51 @@
-// The softmax of one tile: scores of 16 rows x kBc keys per MMA tile, in the registers of one warp.
+// The softmax of one step: scores of 16 rows x kStep keys per MMA tile, in the registers of one warp.
 //
 // A lane holds, of rows g and g + 8, the columns 8n + 2t and 8n + 2t + 1: s[n][0..1] and s[n][2..3]. Integer scores
-// arrive with 0x4B400000 added: as floats they read 12582912 + S, so that one FADD, and no conversion on the slow
-// unit, gives S (|S| < 2^22 for D <= 256).
+// arrive with 0x4B400000 added: as floats they read 12582912 + S (|S| < 2^22 for D <= 256), with no conversion on the
+// slow unit. Where the scale of a score is the same for all of a lane's columns, the 12582912 leaves with the constant
+// of the exponent, rounded down by less than 2^-12 for the rows that do so (may_fold).
 #pragma once
 #include "config.cuh"
+#include "ptx_copy.cuh"
 #include "ptx_math.cuh"
+#include "ptx_mma.cuh"
 
 constexpr s32 kScoreBias = 0x4B400000;
 constexpr float kScoreBiasFloat = 12582912.0f;
 constexpr u32 kMinusInfinity = 0xff800000u;  // below every biased score, as a float and as an integer
+constexpr float kNoKey =
+    -3.402823466e38f;  // maximum of a row that has seen no key: finite, so that it can be subtracted
 
-constexpr s32 kNs = kBc / 8;  // 8-column MMA tiles per key tile
+constexpr s32 kNs = kStep / 8;                                   // 8-column MMA tiles per step
+constexpr s32 kBlocks = kStep > 64 ? kStep / 64 : 1;             // spans of keys with scales of their own
+constexpr s32 kPSteps = kPv == kHalf ? kStep / 16 : kStep / 32;  // depths of an MMA per step
+constexpr bool kBiased = kQk == kInt8 && !kKToken;               // scores stay biased up to the exponent
 
 // Running state of the two rows of one MMA tile that a lane serves.
 struct Rows {
-    float c[2];  // scale_log2 s_q, never 0
-    float m[2];  // running maximum, in units of log2
-    float l[2];  // row sum over this lane's columns
+    float c[2];     // scale_log2 s_q, never 0
+    float m[2];     // running maximum, in units of log2
+    float l[2];     // row sum
+    float bias[2];  // what the exponent's constant takes off the scores
 };
 
 __device__ __forceinline__ float score(s32 bits) {
     return kQk == kInt8 ? __int_as_float(bits) - kScoreBiasFloat : __int_as_float(bits);
 }
 
+// (12582912 + |S|) t < 2^12 for D <= 256: the constant of the exponent is known to less than 2^-12.
+__device__ __forceinline__ bool may_fold(float t) { return t <= 2.4e-4f; }
+
 __device__ __forceinline__ float quad_max(float x) {
     x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 1));
     return fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 2));
 }
 
-__device__ __forceinline__ float quad_sum(float x) {
-    x += __shfl_xor_sync(0xffffffffu, x, 1);
-    return x + __shfl_xor_sync(0xffffffffu, x, 2);
-}
-
 // Token scales: replace every score by Y = s_k S.
-__device__ __forceinline__ void scale_by_token(s32 (&s)[kNs][4], const float* k_scale, s32 t) {
+__device__ __forceinline__ void scale_by_token(s32 (&s)[kNs][4], u32 k_scale) {
 #pragma unroll
     for (s32 n = 0; n < kNs; ++n) {
-        float2 k = *(const float2*)(k_scale + 8 * n + 2 * t);
+        float2 k = load_float2(k_scale + 32 * n);
         s[n][0] = __float_as_int(score(s[n][0]) * k.x);
         s[n][1] = __float_as_int(score(s[n][1]) * k.y);
         s[n][2] = __float_as_int(score(s[n][2]) * k.x);
@@ -46,76 +53,106 @@ __device__ __forceinline__ void scale_by_token(s32 (&s)[kNs][4], const float* k_
     }
 }
 
-// Largest score of row r (0 or 1) over the 64 columns of block `half` that this lane holds.
-__device__ __forceinline__ float lane_max(const s32 (&s)[kNs][4], s32 r, s32 half) {
-    if constexpr (kKToken || kQk != kInt8) {
-        float top = __int_as_float(s[8 * half][2 * r]);
+// Take the bias off the scores of rows whose constant cannot.
+__device__ __forceinline__ void take_bias_off(s32 (&s)[kM][kNs][4], const Rows (&rows)[kM]) {
 #pragma unroll
-        for (s32 n = 8 * half; n < 8 * half + 8; ++n)
-            top = fmaxf(top, fmaxf(__int_as_float(s[n][2 * r]), __int_as_float(s[n][2 * r + 1])));
-        return top;
-    } else {  // biased scores order as integers: one three-input maximum for two of them where the chip has it
-        s32 top = s[8 * half][2 * r];
+    for (s32 m = 0; m < kM; ++m)
 #pragma unroll
-        for (s32 n = 8 * half; n < 8 * half + 8; ++n) top = max(top, max(s[n][2 * r], s[n][2 * r + 1]));
-        return score(top);
+        for (s32 n = 0; n < kNs; ++n)
+#pragma unroll
+            for (s32 e = 0; e < 4; ++e)
+                s[m][n][e] =
+                    __float_as_int(__int_as_float(s[m][n][e]) - (kScoreBiasFloat - rows[m].bias[e / 2]));
+}
+
+// Largest score of row r (0 or 1) over the columns of span `block` that this lane holds.
+__device__ __forceinline__ float lane_max(const s32 (&s)[kNs][4], s32 r, s32 block) {
+    constexpr s32 kSpan = kNs / kBlocks;
+    if constexpr (
+        kBiased) {  // they order as integers: one three-input maximum for two of them where the chip has it
+        s32 top[2] = {s[kSpan * block][2 * r], s[kSpan * block][2 * r + 1]};  // two chains: half the latency
+#pragma unroll
+        for (s32 n = kSpan * block + 1; n < kSpan * (block + 1); ++n)
+            top[n % 2] = max(top[n % 2], max(s[n][2 * r], s[n][2 * r + 1]));
+        return score(max(top[0], top[1]));
+    } else {
+        float top[2] = {__int_as_float(s[kSpan * block][2 * r]), __int_as_float(s[kSpan * block][2 * r + 1])};
+#pragma unroll
+        for (s32 n = kSpan * block + 1; n < kSpan * (block + 1); ++n) {
+            top[0] = fmaxf(top[0], __int_as_float(s[n][2 * r]));
+            top[1] = fmaxf(top[1], __int_as_float(s[n][2 * r + 1]));
+        }
+        return fmaxf(top[0], top[1]);
     }
 }
 
-__device__ __forceinline__ float y_of(s32 bits) { return kKToken ? __int_as_float(bits) : score(bits); }
-
-// One MMA tile: maximum, P and row sum. `t_scale` are this lane's factors of Y per block of 64 and row; returns the
-// reference of P, m_ref, and the tile's maximum for the caller to fold into the state.
-struct TileMax {
-    float tile[2];  // maximum of the tile, rounded up
-    float m[2];     // new running maximum
-};
-
-__device__ __forceinline__ TileMax tile_max(const s32 (&s)[kNs][4], const Rows& rows, const float (&t)[kBc / 64][2]) {
-    TileMax top;
+// Maximum of row r over the step's columns, rounded up; `t` are this lane's factors of Y per span.
+__device__ __forceinline__ float step_max(const s32 (&s)[kNs][4], s32 r, const float (&t)[kBlocks][2]) {
+    float x = __fmul_ru(lane_max(s, r, 0), t[0][r]);
 #pragma unroll
-    for (s32 r = 0; r < 2; ++r) {
-        float x = __fmul_ru(lane_max(s, r, 0), t[0][r]);
-        if constexpr (kBc == 128) x = fmaxf(x, __fmul_ru(lane_max(s, r, kBc / 64 - 1), t[kBc / 64 - 1][r]));
-        top.tile[r] = quad_max(x);
-        top.m[r] = fmaxf(rows.m[r], top.tile[r]);
-    }
-    return top;
+    for (s32 h = 1; h < kBlocks; ++h) x = fmaxf(x, __fmul_ru(lane_max(s, r, h), t[h][r]));
+    return quad_max(x);
 }
 
-// R 2^(x - m_ref) for all columns: P packed as A fragments, p[k step][a0..a3]; returns the lane's row sums.
-constexpr s32 kPSteps = kPv == kHalf ? kBc / 16 : kBc / 32;
-
-__device__ __forceinline__ void probabilities(const s32 (&s)[kNs][4], const float (&t)[kBc / 64][2], const float (&m_ref)[2],
-                                              float log2_top, u32 (&p)[kPSteps][4], float (&sum)[2]) {
+// P = R 2^(x - m_ref) for all columns, packed as A fragments of the second product, p[depth step][a0..a3]; and its row
+// sums, by an MMA with ones. An `exact` sum takes P as float16, for 8-bit P the float16 sums of columns j and j + 8: an
+// error of 2^-11 at most in a term, against 32 additions. A quantised one takes P as it is multiplied.
+__device__ __forceinline__ void probabilities(const s32 (&s)[kNs][4], const float (&t)[kBlocks][2],
+                                              const float (&m_ref)[2], const Rows& rows, float log2_top,
+                                              u32 (&p)[kPSteps][4], float (&sum)[2]) {
+    constexpr bool kHalfSum = kExactSum || kPv == kHalf;
+    float constant[kBlocks][2];
 #pragma unroll
     for (s32 r = 0; r < 2; ++r) {
-        float m = m_ref[r] == -INTFA_INF ? 0.0f : m_ref[r];  // no key seen yet: every score is -inf
-        float constant = __fsub_rd(log2_top, m);             // rounded down: P never exceeds R
-        float total = 0.0f;
-        u32 count = 0;
+        float base = __fsub_rd(log2_top, m_ref[r]);  // rounded down: P never exceeds R
 #pragma unroll
-        for (s32 n = 0; n < kNs; n += 2) {
-            float q[4];
+        for (s32 h = 0; h < kBlocks; ++h)
+            constant[h][r] = kBiased ? __fmaf_rd(-rows.bias[r], t[h][r], base) : base;
+    }
+    float total[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+    u32 pairs[4];
+    s32 count[4] = {kScoreBias, kScoreBias, kScoreBias, kScoreBias};
 #pragma unroll
-            for (s32 e = 0; e < 4; ++e) {
-                q[e] = exp2_approx(fmaf(y_of(s[n + e / 2][2 * r + e % 2]), t[n / 8][r], constant));
-                if constexpr (kExactSum) total += q[e];
+    for (s32 n = 0; n < kNs; n += 2) {
+        float q[4][2];  // as an A fragment of 16 keys: rows g and g + 8 of MMA tile n, then of n + 1
+#pragma unroll
+        for (s32 a = 0; a < 4; ++a)
+#pragma unroll
+            for (s32 e = 0; e < 2; ++e) {
+                s32 bits = s[n + a / 2][a % 2 * 2 + e];
+                float y = kBiased || kKToken ? __int_as_float(bits) : score(bits);
+                q[a][e] = exp2_approx(fmaf(y, t[n / 8 % kBlocks][a % 2], constant[n / 8 % kBlocks][a % 2]));
             }
+        u32 half[4];
+        if constexpr (kHalfSum || kPv == kInt8) {
+#pragma unroll
+            for (s32 a = 0; a < 4; ++a) half[a] = half2_bits(q[a][0], q[a][1]);
+        }
+#pragma unroll
+        for (s32 r = 0; r < 2; ++r) {
             if constexpr (kPv == kHalf) {
-                u32 low = half2_bits(q[0], q[1]), high = half2_bits(q[2], q[3]);
-                p[n / 2][r] = low;
-                p[n / 2][2 + r] = high;
-                if constexpr (!kExactSum) total += sum_pair<kHalf>(low) + sum_pair<kHalf>(high);
+                p[n / 2][r] = half[r];
+                p[n / 2][2 + r] = half[2 + r];
+            } else if constexpr (kPv == kInt8) {
+                p[n / 4][n % 4 + r] = round_to_bytes(half[r], half[2 + r]);
             } else {
-                u32 packed;
-                if constexpr (kPv == kInt8) packed = pack_bytes(q[0], q[1], q[2], q[3]);
-                else packed = pack_float8<kPv>(q[0], q[1], q[2], q[3]);
-                p[n / 4][n % 4 + r] = packed;
-                if constexpr (!kExactSum && kPv == kInt8) count = sum_bytes(packed, count);
-                if constexpr (!kExactSum && kPv != kInt8) total += sum_pair<kPv>(packed) + sum_pair<kPv>(packed >> 16);
+                p[n / 4][n % 4 + r] = pack_float8<kPv>(q[r][0], q[r][1], q[2 + r][0], q[2 + r][1]);
             }
         }
-        sum[r] = !kExactSum && kPv == kInt8 ? (float)count : total;
+        if constexpr (kHalfSum && kPv == kHalf) mma_float<kHalf>(total, half, 0x3c003c00u, 0x3c003c00u);
+        if constexpr (kHalfSum && kPv != kHalf) {
+            pairs[n % 4] = add_half2(half[0], half[2]);
+            pairs[n % 4 + 1] = add_half2(half[1], half[3]);
+            if (n % 4 == 2) mma_float<kHalf>(total, pairs, 0x3c003c00u, 0x3c003c00u);
+        }
+        if constexpr (!kHalfSum && kPv == kInt8)
+            if (n % 4 == 2) mma_u8(count, p[n / 4], 0x01010101u, 0x01010101u);
+        if constexpr (!kHalfSum && kPv == kE4M3)
+            if (n % 4 == 2) mma_float<kPv>(total, p[n / 4], 0x38383838u, 0x38383838u);
+        if constexpr (!kHalfSum && kPv == kE5M2)
+            if (n % 4 == 2) mma_float<kPv>(total, p[n / 4], 0x3c3c3c3cu, 0x3c3c3c3cu);
     }
+#pragma unroll
+    for (s32 r = 0; r < 2; ++r)
+        sum[r] = kHalfSum || kPv != kInt8 ? total[2 * r] : __int_as_float(count[2 * r]) - kScoreBiasFloat;
 }

@@ -21,12 +21,19 @@ __device__ __forceinline__ u32 half2_bits(float low, float high) {
     return h;
 }
 
-// Four P in [0, 255] to four bytes: float16, then + 1024 rounds to an integer, nearest even, that fills the low byte.
+__device__ __forceinline__ u32 add_half2(u32 x, u32 y) {
+    u32 sum;
+    asm("add.rn.f16x2 %0, %1, %2;" : "=r"(sum) : "r"(x), "r"(y));
+    return sum;
+}
+
+// Four float16 P in [0, 255] to four bytes: + 1024 rounds to an integer, nearest even, that fills the low byte.
+__device__ __forceinline__ u32 round_to_bytes(u32 p01, u32 p23) {
+    return __byte_perm(add_half2(p01, 0x64006400u), add_half2(p23, 0x64006400u), 0x6420);
+}
+
 __device__ __forceinline__ u32 pack_bytes(float p0, float p1, float p2, float p3) {
-    u32 a, b;
-    asm("add.rn.f16x2 %0, %1, %2;" : "=r"(a) : "r"(half2_bits(p0, p1)), "r"(0x64006400u));
-    asm("add.rn.f16x2 %0, %1, %2;" : "=r"(b) : "r"(half2_bits(p2, p3)), "r"(0x64006400u));
-    return __byte_perm(a, b, 0x6420);
+    return round_to_bytes(half2_bits(p0, p1), half2_bits(p2, p3));
 }
 
 // Four P to four 8-bit floats.
@@ -48,18 +55,3 @@ __device__ __forceinline__ u32 pack_float8(float p0, float p1, float p2, float p
 }
 
 __device__ __forceinline__ u32 sum_bytes(u32 packed, u32 sum) { return __dp4a(packed, 0x01010101u, sum); }
-
-// Unpack two 8-bit floats or halves again, for the sum of rounded P.
-template <s32 kFormat>
-__device__ __forceinline__ float sum_pair(u32 bits) {
-    u32 h = bits;
-#if __CUDA_ARCH__ >= 890
-    if constexpr (kFormat == kE4M3) asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(h) : "h"((u16)bits));
-    if constexpr (kFormat == kE5M2) asm("cvt.rn.f16x2.e5m2x2 %0, %1;" : "=r"(h) : "h"((u16)bits));
-#endif
-    float low, high;
-    asm("{.reg .b16 a, b; mov.b32 {a, b}, %2; cvt.f32.f16 %0, a; cvt.f32.f16 %1, b;}"
-        : "=f"(low), "=f"(high)
-        : "r"(h));
-    return low + high;
-}

@@ -7,16 +7,17 @@
 #pragma once
 #include "config.cuh"
 
-#define INTFA_MMA_INT(TYPE)                                                                                 \
-    asm volatile("mma.sync.aligned.m16n8k32.row.col.s32." TYPE ".s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "     \
-                 "{%8,%9}, {%0,%1,%2,%3};"                                                                  \
-                 : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])                                           \
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1))
+#define INTFA_MMA_INT(TYPE)                              \
+    asm("mma.sync.aligned.m16n8k32.row.col.s32." TYPE    \
+        ".s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "         \
+        "{%8,%9}, {%0,%1,%2,%3};"                        \
+        : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3]) \
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1))
 
-#define INTFA_MMA_INT_SM75(TYPE, D0, D1, A, B)                                                              \
-    asm volatile("mma.sync.aligned.m8n8k16.row.col.s32." TYPE ".s8.s32 {%0,%1}, {%2}, {%3}, {%0,%1};"       \
-                 : "+r"(D0), "+r"(D1)                                                                       \
-                 : "r"(A), "r"(B))
+#define INTFA_MMA_INT_SM75(TYPE, D0, D1, A, B)                                               \
+    asm("mma.sync.aligned.m8n8k16.row.col.s32." TYPE ".s8.s32 {%0,%1}, {%2}, {%3}, {%0,%1};" \
+        : "+r"(D0), "+r"(D1)                                                                 \
+        : "r"(A), "r"(B))
 
 // S += Q Kᵀ, signed by signed.
 __device__ __forceinline__ void mma_s8(s32 (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
@@ -42,9 +43,9 @@ __device__ __forceinline__ void mma_u8(s32 (&d)[4], const u32 (&a)[4], u32 b0, u
 #endif
 }
 
-#define INTFA_MMA_FLOAT(SHAPE)                                                                              \
-    asm volatile("mma.sync.aligned." SHAPE ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"     \
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                                           \
+#define INTFA_MMA_FLOAT(SHAPE)                                                                          \
+    asm volatile("mma.sync.aligned." SHAPE ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};" \
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                                       \
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1))
 
 // Products of a float format, accumulated in float32.
@@ -54,12 +55,12 @@ __device__ __forceinline__ void mma_float(float (&d)[4], const u32 (&a)[4], u32 
 #if __CUDA_ARCH__ >= 800
         INTFA_MMA_FLOAT("m16n8k16.row.col.f32.f16.f16");
 #else
-        asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
-                     : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-                     : "r"(a[0]), "r"(a[1]), "r"(b0));
-        asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
-                     : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-                     : "r"(a[2]), "r"(a[3]), "r"(b1));
+        asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
+            : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+            : "r"(a[0]), "r"(a[1]), "r"(b0));
+        asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
+            : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+            : "r"(a[2]), "r"(a[3]), "r"(b1));
 #endif
     }
 #if __CUDA_ARCH__ >= 890

@@ -48,6 +48,9 @@
 #ifndef INTFA_ABSMAX
 #define INTFA_ABSMAX 0  // 1: the pass that finds the absolute maximum of a head, and writes no codes
 #endif
+#ifndef INTFA_MIN_BLOCKS
+#define INTFA_MIN_BLOCKS 1  // blocks per multiprocessor that ptxas must leave registers for
+#endif
 
 enum Format : s32 { kInt8 = 0, kHalf = 1, kE4M3 = 2, kE5M2 = 3 };
 enum Span : s32 { kToken = 0, kGroup = 1, kBlock = 2, kTensor = 3, kChannel = 4, kBlockChannel = 5 };
@@ -67,6 +70,7 @@ constexpr bool kSmoothV = INTFA_SMOOTH_V;
 constexpr s32 kRotate = INTFA_ROTATE;
 constexpr bool kSort = INTFA_SORT;
 constexpr bool kAbsmaxPass = INTFA_ABSMAX;
+constexpr s32 kMinBlocks = INTFA_MIN_BLOCKS;
 
 constexpr bool kRangeV = kVSpan == kTensor || kVSpan == kChannel;  // needs minimum and maximum over the head
 constexpr s32 kBlockRows = 64;  // rows of Q, keys of K and V per block: key_block

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -16,7 +13,9 @@ from kernels.bounds import Bound, kernel_bound
 from strategies import Array, Case, dtype_of
 from tolerances import assert_within, output_rounding
 
-from cupy_intfa import QuantizedQKV, Recipe, attention_quantized, plan
+from cupy_intfa import PRESETS, QuantizedQKV, Recipe, plan
+from cupy_intfa.arrays import take_in
+from cupy_intfa.backends import attend_on_cuda
 from cupy_intfa.device import DeviceInfo, default_device
 from cupy_intfa.kernel_table import KERNELS, KernelChoice, no_packing
 from cupy_intfa.problem import AttentionProblem, make_problem
@@ -25,6 +24,8 @@ from cupy_intfa.reference import emulator
 Row = Callable[[AttentionProblem, Recipe, DeviceInfo], KernelChoice | str]
 
 ROWS: dict[str, Row] = {row.__name__.strip("_"): row for row in KERNELS}
+_found = default_device()
+DEVICE = _found if isinstance(_found, DeviceInfo) else DEVICES["sm_90"]  # with no GPU: what a Hopper would have to run
 TILES: dict[int, tuple[int, ...]] = {  # padded head dimension → some that are padded to it
     32: (1, 2, 7, 8, 16, 31, 32),
     64: (33, 40, 64),
@@ -35,48 +36,36 @@ TILES: dict[int, tuple[int, ...]] = {  # padded head dimension → some that are
 }
 
 
-@contextmanager
-def only(row: Row) -> Iterator[None]:
-    """Leave one row in the table."""
-    with mock.patch.object(plan, "KERNELS", (row,)):
-        plan.make_plan.cache_clear()
-        try:
-            yield
-        finally:
-            plan.make_plan.cache_clear()
-
-
-def describe(case: Case) -> AttentionProblem:
+def describe(case: Case, layout: str = "bhsd") -> AttentionProblem:
     """Describe the problem of a case."""
-    kv = (case.batch, case.kv_heads, case.kv_len, case.head_dim)
-    return make_problem((case.batch, case.heads, case.q_len, case.head_dim), kv, kv, (case.dtype,) * 3, **case.keywords)
+    q, kv = (
+        (case.batch, *((heads, length) if layout == "bhsd" else (length, heads)), case.head_dim)
+        for heads, length in ((case.heads, case.q_len), (case.kv_heads, case.kv_len))
+    )
+    return make_problem(q, kv, kv, (case.dtype,) * 3, **case.keywords, layout=layout)
 
 
-def choice(row: Row, recipe: Recipe, case: Case, device: DeviceInfo) -> KernelChoice | str:
-    """Ask a row what it would run, or why it cannot."""
-    return no_packing(recipe) or row(describe(case), recipe, device)
+def choice(name: str, recipe: Recipe, case: Case) -> KernelChoice | str:
+    """Ask a row of the table what it would run here, or why it cannot."""
+    return no_packing(recipe) or ROWS[name](describe(case), recipe, DEVICE)
 
 
-def runs(name: str, recipe: Recipe, head_dim: int = 64) -> bool:
-    """Tell whether a row runs a recipe where the hardware has everything: what there is to test."""
-    return isinstance(choice(ROWS[name], recipe, Case(head_dim=head_dim), DEVICES["sm_90"]), KernelChoice)
+def runs(name: str, recipe: Recipe) -> bool:
+    """Tell whether a row runs a recipe here: what there is to test."""
+    return isinstance(choice(name, recipe, Case()), KernelChoice)
 
 
-def gpu() -> DeviceInfo:
-    """Give this machine's GPU."""
-    device = default_device()
-    assert isinstance(device, DeviceInfo), device
-    return device
+ROW_PRESETS = [
+    pytest.param(row, preset, id=f"{row}-{preset}") for row in ROWS for preset in PRESETS if runs(row, PRESETS[preset])
+]
+every_kernel = pytest.mark.parametrize(("name", "preset"), ROW_PRESETS)
 
 
-def chosen(row: Row, recipe: Recipe, case: Case) -> KernelChoice | None:
-    """Give what a row runs on this GPU; None where the GPU lacks it, after seeing that the refusal says why."""
-    found = choice(row, recipe, case, gpu())
-    if isinstance(found, KernelChoice):
-        return found
-    with only(row), pytest.raises(NotImplementedError, match=re.escape(found)):
-        plan.make_plan(describe(case), recipe, "cuda", gpu())
-    return None
+def case_of(q: Array, k: Array, **options: Any) -> Case:
+    """Describe arrays of layout bhsd that no family made."""
+    (batch, heads, q_len, head_dim), (kv_heads, kv_len) = q.shape, k.shape[1:3]
+    sizes = {"batch": batch, "heads": heads, "kv_heads": kv_heads, "q_len": q_len, "kv_len": kv_len}
+    return Case(**sizes, head_dim=head_dim, dtype=q.dtype.name, **options)
 
 
 def on_device(qkv: QuantizedQKV) -> QuantizedQKV:
@@ -103,45 +92,44 @@ def spread_view(memory: Any, shape: tuple[int, ...], dtype: str) -> Any:
     return memory.view(dtype_of(dtype)).reshape(wide)[..., ::-2, ::-3]
 
 
-def run(
-    row: Row, qkv: QuantizedQKV, case: Case, dtype: str = "float32", where: str = "host"
-) -> tuple[Array, Array]:
-    """Run a kernel on quantised arrays; output (B, Hq, Sq, D) and lse on the host.
+def run(name: str, qkv: QuantizedQKV, case: Case, where: str = "host") -> tuple[Array, Array]:
+    """Run a kernel of the table on quantised arrays; output (B, Hq, Sq, D) of the case's dtype, and lse, on the host.
 
-    ``where`` is ``host`` (NumPy arrays travel), ``device`` (CuPy arrays) or ``spread`` (into a strided output).
+    ``where`` is ``host`` (NumPy arrays travel), ``device`` (CuPy arrays) or ``spread`` (into an output with gaps).
     """
-    keywords = {**case.keywords, "return_lse": True, "out_dtype": dtype, "backend": "cuda"}
-    with only(row):
-        if where == "host":
-            out, lse = attention_quantized(qkv, **keywords)
-        elif where == "device":
-            out, lse = (x.get() for x in attention_quantized(on_device(qkv), **keywords))
-        else:
-            out, lse = _run_spread(on_device(qkv), case, keywords)
-    assert out.dtype == dtype_of(dtype)
-    assert lse.dtype == np.float32
+    tiles = choice(name, qkv.recipe, case)
+    assert isinstance(tiles, KernelChoice), tiles
+    chosen = plan._cuda_plan(describe(case, qkv.layout), qkv.recipe, DEVICE, tiles)
+    assert chosen.cuda is not None
+    source = qkv if where == "host" else on_device(qkv)
+    memory, target = spread(chosen.problem.out_shape, case.dtype) if where == "spread" else (None, None)
+    out, lse = attend_on_cuda(chosen, chosen.cuda, source, take_in(q=source.q), target, True, None)
+    assert lse is not None
+    if where == "spread":
+        out = gather(memory.get(), chosen.problem.out_shape, case.dtype)
+    elif where == "device":
+        out = out.get()
+    lse = lse if isinstance(lse, np.ndarray) else lse.get()
+    assert (out.dtype, lse.dtype) == (dtype_of(case.dtype), np.float32)
     return (out if qkv.layout == "bhsd" else out.swapaxes(1, 2)), lse
 
 
-def _run_spread(qkv: QuantizedQKV, case: Case, keywords: dict[str, Any]) -> tuple[Array, Array]:
-    dtype = keywords["out_dtype"]
-    inner = (case.heads, case.q_len) if qkv.layout == "bhsd" else (case.q_len, case.heads)
-    shape = (case.batch, *inner, case.head_dim)
-    memory, view = spread(shape, dtype)
-    out, lse = attention_quantized(qkv, out=view, **keywords)
-    assert out is view
-    filled = memory.get()
-    result: Array = spread_view(filled, shape, dtype).copy()
-    spread_view(filled.view(), shape, dtype).view(f"u{result.itemsize}")[...] = int("5A" * result.itemsize, 16)
-    assert (filled == 0x5A).all(), "memory between the elements of the output was written"
-    return result, lse.get()
+def gather(memory: Array, shape: tuple[int, ...], dtype: str) -> Array:
+    """Take the output out of the memory of `spread`, and see that nothing was written between its elements."""
+    view = spread_view(memory, shape, dtype)
+    out: Array = view.copy()
+    view.view(f"u{view.itemsize}")[...] = int("5A" * view.itemsize, 16)
+    assert (memory == 0x5A).all(), "memory between the elements of the output was written"
+    return out
 
 
-def twin(choice: KernelChoice, qkv: QuantizedQKV, case: Case) -> tuple[Array, Array, Bound]:
+def twin(name: str, qkv: QuantizedQKV, case: Case) -> tuple[Array, Array, Bound]:
     """Run the emulator with a kernel's tile; output, lse and the bound of their distance from the kernel's."""
+    tiles = choice(name, qkv.recipe, case)
+    assert isinstance(tiles, KernelChoice), tiles
     keywords: dict[str, Any] = {
         "scale": case.softmax_scale,
-        "key_tile": choice.keys,
+        "key_tile": tiles.keys,
         "causal_offset": case.causal_offset,
     }
     return *emulator.attention(qkv, **keywords), kernel_bound(qkv, **keywords)
@@ -155,3 +143,11 @@ def assert_twins(
     rounding = output_rounding(np.abs(np.nan_to_num(out)) + np.nan_to_num(bound.out), dtype)
     assert_within(actual[0], out, bound.out + rounding, f"out, {what}")
     assert_within(actual[1], lse, bound.lse, f"lse, {what}")
+
+
+def assert_same_bits(actual: Array, expected: Array, what: str = "") -> None:
+    """Assert equality to the last bit, NaN and the sign of 0 included."""
+    assert (actual.shape, actual.dtype) == (expected.shape, expected.dtype), what
+    bits = f"u{expected.itemsize}"
+    different = np.ascontiguousarray(actual).view(bits) != np.ascontiguousarray(expected).view(bits)
+    assert not different.any(), f"{what}: {different.sum()} of {different.size} differ, the first at {np.argwhere(different)[0]}"

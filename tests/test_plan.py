@@ -1,0 +1,252 @@
+"""The plan: a pure table from (problem, recipe, device) to what runs, with a reason for every choice and refusal."""
+
+import sys
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from devices import DEVICES
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import Case, cases, presets
+
+from cupy_intfa import PRESETS, Recipe, explain, get_recipe
+from cupy_intfa.device import DeviceInfo
+from cupy_intfa.kernel_table import KERNELS, LONG_ROW, KernelChoice, padded_head_dim
+from cupy_intfa.packing import HEAD_DIM_TILES, KEY_PAD, QUERY_PAD, make_packing
+from cupy_intfa.plan import CudaPlan, Plan, make_plan
+from cupy_intfa.problem import DTYPES, AttentionProblem, make_problem
+from cupy_intfa.quantize.cuda import plan_quantize
+from cupy_intfa.recipe import FLOAT8
+
+HOPPER = DEVICES["sm_90"]
+
+
+def problem_of(case: Case) -> AttentionProblem:
+    kv = (case.batch, case.kv_heads, case.kv_len, case.head_dim)
+    return make_problem((case.batch, case.heads, case.q_len, case.head_dim), kv, kv, (case.dtype,) * 3, **case.keywords)
+
+
+def on_gpu(problem: AttentionProblem, recipe: Recipe, device: DeviceInfo = HOPPER) -> tuple[Plan, CudaPlan]:
+    plan = make_plan(problem, recipe, "cuda", device)
+    assert plan.backend == "cuda"
+    assert plan.cuda
+    return plan, plan.cuda
+
+
+SMALL = problem_of(Case())
+
+# Preset → oldest architecture with a kernel on tensor cores for it.
+TENSOR_CORES_FROM = {name: "sm_89" if recipe.qk in FLOAT8 else "sm_75" for name, recipe in PRESETS.items()}
+
+
+@pytest.mark.parametrize("arch", DEVICES)
+@pytest.mark.parametrize("preset", PRESETS)
+def test_architecture_decides_the_kernel(arch: str, preset: str) -> None:
+    recipe, device = PRESETS[preset], DEVICES[arch]
+    integer = recipe.qk == "int8" and recipe.integer_pv
+    if device.capability >= DEVICES[TENSOR_CORES_FROM[preset]].capability:
+        assert on_gpu(SMALL, recipe, device)[1].source == "attention_sm80"
+    elif recipe.qk in FLOAT8:
+        with pytest.raises(NotImplementedError, match=f"{device.name} has {arch}"):
+            make_plan(SMALL, recipe, "cuda", device)
+    else:
+        assert on_gpu(SMALL, recipe, device)[1].source == ("attention_dp4a" if integer else "attention_naive")
+
+
+REFUSED: dict[str, tuple[Recipe, DeviceInfo | str, str]] = {
+    "no GPU": (PRESETS["fast"], "ImportError: no module cupy", "there is no GPU (ImportError: no module cupy)"),
+    "two bytes of P": (get_recipe("precise", pv="int8x2", p_levels=255), HOPPER, "pv='int8x2' is in the NumPy backend"),
+    "V per token": (
+        get_recipe("fast", v_granularity="token", row_sum="exact"),
+        HOPPER,
+        "v_granularity='token' is in the NumPy backend only: expected tensor, channel, block or block_channel",
+    ),
+    "key_block 128": (
+        get_recipe("fast", key_block=128, key_window=0),
+        HOPPER,
+        "key_block=128: the CUDA kernels work in blocks of 64 keys",
+    ),
+    "key_window 512": (get_recipe("fast", key_window=512), HOPPER, "key_window=512: the CUDA kernels sort inside one"),
+    "fp8 on Ampere": (PRESETS["fp8_e4m3"], DEVICES["sm_86"], "compute capability 8.9"),
+    "fp8 PV on Turing": (Recipe(pv="float8_e5m2", p_levels=1), DEVICES["sm_75"], "compute capability 8.9"),
+    "one float product": (
+        Recipe(qk="float16", q_granularity="tensor", k_granularity="tensor"),
+        HOPPER,
+        "qk='float16' with pv='int8'",
+    ),
+    "too little shared memory": (PRESETS["fast"], replace(HOPPER, shared_per_block=512), "bytes of shared memory"),
+    "too old": (PRESETS["fast"], replace(HOPPER, capability=(6, 0), name="made up"), "made up has sm_60"),
+}
+
+
+@pytest.mark.parametrize(("recipe", "device", "reason"), REFUSED.values(), ids=REFUSED)
+def test_refusal_says_why_and_auto_falls_back_with_that_reason(
+    recipe: Recipe, device: DeviceInfo | str, reason: str
+) -> None:
+    with pytest.raises(NotImplementedError) as refused:
+        make_plan(SMALL, recipe, "cuda", device)
+    before, after = "backend='cuda': ", "; use backend='numpy', or another recipe or device"
+    message = str(refused.value)
+    assert message.startswith(before)
+    assert message.endswith(after)
+    why = message.removeprefix(before).removesuffix(after)
+    assert reason in why
+    plan = make_plan(SMALL, recipe, "auto", device)
+    assert (plan.backend, plan.kernel, plan.cuda) == ("numpy", "emulator", None)
+    assert str(plan).splitlines()[-1] == f"  because backend='auto', and {why}"
+
+
+def test_auto_takes_the_gpu_that_cuda_would_take() -> None:
+    assert make_plan(SMALL, PRESETS["fast"], "auto", HOPPER) == make_plan(SMALL, PRESETS["fast"], "cuda", HOPPER)
+
+
+def test_numpy_that_was_asked_for_looks_at_no_device() -> None:
+    plan = make_plan(SMALL, PRESETS["fast"], "numpy", HOPPER)
+    assert (plan.backend, plan.cuda, plan.reasons) == ("numpy", None, ("backend='numpy' was asked for",))
+
+
+def test_unknown_backend() -> None:
+    with pytest.raises(ValueError, match=r"backend='gpu': expected one of \('auto', 'numpy', 'cuda'\)"):
+        make_plan(SMALL, PRESETS["fast"], "gpu", HOPPER)
+
+
+any_device = st.sampled_from(tuple(DEVICES.values()))
+
+
+def choices(problem: AttentionProblem, recipe: Recipe, device: DeviceInfo) -> list[KernelChoice]:
+    found = (row(problem, recipe, device) for row in KERNELS)
+    return [choice for choice in found if isinstance(choice, KernelChoice)]
+
+
+@given(cases(dtypes=DTYPES), presets, any_device)
+def test_every_row_of_the_table_fits_the_packing_and_the_device(case: Case, preset: str, device: DeviceInfo) -> None:
+    problem, recipe = problem_of(case), PRESETS[preset]
+    for choice in choices(problem, recipe, device):
+        named = dict(define.split("=") for define in choice.defines)
+        assert len(named) == len(choice.defines), "a macro is defined twice"
+        assert int(named["D"]) == make_packing(problem, recipe).head_dim
+        assert QUERY_PAD % choice.rows == 0, "the last block reads behind the padded queries"
+        assert KEY_PAD % choice.keys == 0, "the last tile reads behind the padded keys"
+        assert 0 < choice.threads <= 1024
+        assert choice.threads % 32 == 0
+        assert 0 <= choice.shared_bytes <= device.shared_per_block
+        assert choice.reason
+
+
+@given(cases(dtypes=DTYPES), presets, any_device)
+def test_plan_is_the_first_row_that_fits(case: Case, preset: str, device: DeviceInfo) -> None:
+    problem, recipe = problem_of(case), PRESETS[preset]
+    found = choices(problem, recipe, device)
+    if not found:
+        with pytest.raises(NotImplementedError):
+            make_plan(problem, recipe, "cuda", device)
+        return
+    plan, cuda = on_gpu(problem, recipe, device)
+    first = found[0]
+    assert (plan.kernel, plan.key_tile, plan.reasons) == (first.source, first.keys, (first.reason,))
+    assert (cuda.source, cuda.threads, cuda.shared_bytes) == (first.source, first.threads, first.shared_bytes)
+    counts = cuda.defines[len(first.defines) :]
+    assert cuda.defines[: len(first.defines)] == first.defines
+    assert [count.split("=")[0] for count in counts] == ["SHARED_BYTES", "PARAMS_BYTES"]
+    assert cuda.packing == make_packing(problem, recipe)
+    blocks, rest = divmod(cuda.grid, case.batch * case.heads)
+    assert rest == 0
+    assert (blocks - 1) * first.rows < case.q_len <= blocks * first.rows
+
+
+@given(cases(), presets)
+def test_workspace_holds_the_packing_and_the_scratch_of_either_way_to_load(case: Case, preset: str) -> None:
+    problem, recipe = problem_of(case), PRESETS[preset]
+    cuda = on_gpu(problem, recipe)[1]
+    assert cuda.workspace_bytes == cuda.packing.nbytes + cuda.scratch_bytes
+    for vector in (False, True):
+        quantize = plan_quantize(problem, recipe, vector)
+        assert quantize.packing == cuda.packing
+        assert quantize.scratch_bytes <= cuda.scratch_bytes
+        assert all(region.offset + region.nbytes <= cuda.scratch_bytes for region in quantize.scratch.values())
+
+
+@pytest.mark.parametrize("arch", DEVICES)
+@pytest.mark.parametrize(
+    ("preset", "integer_o"), [("paper", True), ("fast", True), ("precise", False), ("half", False)]
+)
+def test_only_integer_sums_of_long_rows_are_flushed(arch: str, preset: str, integer_o: bool) -> None:
+    for kv_len in (LONG_ROW, LONG_ROW + 1):
+        case = Case(batch=2, heads=3, q_len=3000, kv_len=kv_len, head_dim=40)
+        cuda = on_gpu(problem_of(case), PRESETS[preset], DEVICES[arch])[1]
+        # A kernel that sums in float32, as the plain one does, has nothing to flush.
+        flushed = integer_o and kv_len > LONG_ROW and cuda.source != "attention_naive"
+        assert cuda.flush == flushed
+        assert (f"LONG={int(flushed)}" in cuda.defines) or cuda.source == "attention_naive"
+        if flushed:
+            assert cuda.scratch_bytes >= 4 * 2 * 3 * 3072 * 64, "float32 sums of all padded rows and channels"
+
+
+def test_head_dimension_is_padded_to_the_smallest_tile() -> None:
+    assert [padded_head_dim(d) for d in (1, 32, 33, 64, 65, 97, 129, 193, 256)] == [
+        32,
+        32,
+        64,
+        64,
+        96,
+        128,
+        192,
+        256,
+        256,
+    ]
+    assert {padded_head_dim(d) for d in range(1, 257)} == set(HEAD_DIM_TILES)
+
+
+def test_plan_says_all_that_runs_and_why() -> None:
+    case = Case(batch=2, heads=6, kv_heads=2, q_len=130, kv_len=200, head_dim=40, dtype="bfloat16", is_causal=True)
+    plan, cuda = on_gpu(problem_of(replace(case, causal_alignment="bottom_right")), PRESETS["fast"])
+    assert str(plan).splitlines() == [
+        f"cuda: {plan.kernel}, key tile {plan.key_tile}, recipe fast",
+        "  q (2, 6, 130, 40), k and v (2, 2, 200, 40), bfloat16, layout bhsd, mask: query i sees keys up to i+70, "
+        "scale 0.158114",
+        f"  {plan.operations / 1e9:.4g} Gop in both products",
+        f"  on made up 9.0 (sm_90): {cuda.grid} blocks of {cuda.threads} threads, each {cuda.shared_bytes} bytes of "
+        f"shared memory; workspace of {cuda.workspace_bytes} bytes",
+        f"  compiled with {' '.join(cuda.defines)}",
+        f"  because {plan.reasons[0]}",
+    ]
+
+
+def test_equal_calls_give_equal_plans_and_a_plan_can_be_a_key() -> None:
+    one, other = (on_gpu(problem_of(Case()), get_recipe("fast"), replace(HOPPER))[0] for _ in range(2))
+    make_plan.cache_clear()
+    assert one == on_gpu(problem_of(Case()), get_recipe("fast"), replace(HOPPER))[0]
+    assert len({one.problem, other.problem}) == 1
+
+
+def test_workspace_is_allocated_on_the_device_of_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def device(ordinal: int) -> AbstractContextManager[None]:
+        asked.append(ordinal)
+        return nullcontext()
+
+    fake = SimpleNamespace(cuda=SimpleNamespace(Device=device), empty=lambda size, dtype: asked.append((size, dtype)))
+    monkeypatch.setitem(sys.modules, "cupy", fake)
+    plan, cuda = on_gpu(SMALL, PRESETS["fast"], replace(HOPPER, ordinal=1))
+    plan.workspace()
+    assert asked == [1, (cuda.workspace_bytes, np.uint8)]
+
+
+def test_numpy_plan_has_nothing_for_a_gpu() -> None:
+    plan = make_plan(SMALL, PRESETS["fast"], "numpy")
+    with pytest.raises(ValueError, match="the NumPy backend takes no workspace"):
+        plan.workspace()
+    with pytest.raises(ValueError, match="no numbers for a kernel"):
+        _ = plan.numbers
+
+
+def test_explain_without_a_gpu_prints_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    face = sys.modules["cupy_intfa.attention"]  # as an attribute, the package has the function of that name
+    monkeypatch.setattr(face, "default_device", lambda: "ImportError: no module cupy")
+    x = np.zeros((1, 1, 8, 4), np.float32)
+    assert "because backend='auto', and there is no GPU (ImportError: no module cupy)" in str(explain(x, x, x))
