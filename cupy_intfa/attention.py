@@ -62,8 +62,9 @@ def attention(
         no memory pool of a graph's own and would hand freed intermediates to others before the graph is replayed.
     check_finite : bool
         Raise for a NaN or infinity in q, k or v instead of making the rows that it reaches NaN.
-    backend : {"auto", "numpy", "cuda"}
-        Where to run; ``explain`` tells what ``auto`` means for a call.
+    backend : {"auto", "numpy", "cuda", "sm80", "dp4a", "naive"}
+        Where to run: ``auto`` is the GPU where there is one with a kernel for the recipe, else NumPy, and `explain`
+        tells which; ``cuda`` insists on a GPU, the last three on one of its kernels.
 
     Returns
     -------
@@ -80,7 +81,7 @@ def attention(
     TypeError
         For dtypes, array libraries or values of the wrong type.
     NotImplementedError
-        For ``backend="cuda"`` where no CUDA kernel can run the call.
+        For a backend that insists on a GPU or a kernel, where none can run the call.
 
     Notes
     -----
@@ -130,7 +131,7 @@ def quantize_qkv(
         As in `attention`.
     check_finite : bool
         As in `attention`.
-    backend : {"auto", "numpy", "cuda"}
+    backend : {"auto", "numpy", "cuda", "sm80", "dp4a", "naive"}
         As in `attention`.
 
     Returns
@@ -193,7 +194,7 @@ def attention_quantized(
         float16, bfloat16, float32 or float64; the dtype of the original inputs if not given.
     workspace : cupy.ndarray, optional
         As in `attention`.
-    backend : {"auto", "numpy", "cuda"}
+    backend : {"auto", "numpy", "cuda", "sm80", "dp4a", "naive"}
         As in `attention`.
 
     Returns
@@ -263,7 +264,7 @@ def explain(
         As in `attention`.
     recipe : str or Recipe
         As in `attention`.
-    backend : {"auto", "numpy", "cuda"}
+    backend : {"auto", "numpy", "cuda", "sm80", "dp4a", "naive"}
         As in `attention`.
 
     Returns

@@ -7,8 +7,9 @@ an architecture was at hand they are the largest that compile without spills and
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from cupy_intfa.device import DeviceInfo
 from cupy_intfa.packing import HEAD_DIM_TILES, KEY_BLOCK
@@ -138,13 +139,18 @@ def sm80_shared_bytes(recipe: Recipe, head_dim: int, tile: Tile) -> int:
     return tile.stages * (-(-stage // 128) * 128)
 
 
+def _integer_o(recipe: Recipe) -> bool:
+    """Whether O stays in int32 across tiles: no tile brings a factor of its own."""
+    return recipe.integer_pv and recipe.p_reference == "running" and "block" not in recipe.v_granularity
+
+
 def _sm80(problem: AttentionProblem, recipe: Recipe, device: DeviceInfo) -> KernelChoice | str:
     if device.capability < (7, 5):
         return f"attention_sm80 needs tensor cores for int8: compute capability 7.5, {device.name} has {device.arch}"
     if (recipe.qk in FLOAT8 or recipe.pv in FLOAT8) and device.capability < (8, 9):
         return f"8-bit floats have tensor cores from compute capability 8.9 on, {device.name} has {device.arch}"
     head_dim = padded_head_dim(problem.head_dim)
-    integer_o = recipe.integer_pv and recipe.p_reference == "running" and "block" not in recipe.v_granularity
+    integer_o = _integer_o(recipe)
     kind = "integer" if integer_o else "float_o" if recipe.integer_pv else "half"
     tile = _SM80_TILES[kind][head_dim]
     shared = sm80_shared_bytes(recipe, head_dim, tile)
@@ -174,4 +180,54 @@ def _sm80(problem: AttentionProblem, recipe: Recipe, device: DeviceInfo) -> Kern
     )
 
 
-KERNELS: tuple[Callable[[AttentionProblem, Recipe, DeviceInfo], KernelChoice | str], ...] = (_sm80,)
+# attention_dp4a: warps and blocks that registers are left for, the largest that compile without spills everywhere.
+_DP4A_TILES = {32: (4, 4), 64: (4, 4), 96: (4, 3), 128: (4, 3), 192: (4, 2), 256: (2, 4)}
+
+
+def _dp4a(problem: AttentionProblem, recipe: Recipe, device: DeviceInfo) -> KernelChoice | str:
+    if device.capability < (6, 1):
+        return f"attention_dp4a needs compute capability 6.1, {device.name} has {device.arch}"
+    if recipe.qk != "int8" or recipe.pv != "int8":
+        return f"attention_dp4a multiplies int8 only, {recipe.name} has qk={recipe.qk!r} and pv={recipe.pv!r}"
+    head_dim = padded_head_dim(problem.head_dim)
+    warps, min_blocks = _DP4A_TILES[head_dim]
+    rows = 16 * warps
+    long_rows = _integer_o(recipe) and problem.kv_len > LONG_ROW
+    return KernelChoice(
+        source="attention_dp4a",
+        defines=(
+            *common_defines(recipe, head_dim),
+            f"LONG={int(long_rows)}",
+            f"WARPS={warps}",
+            f"MIN_BLOCKS={min_blocks}",
+        ),
+        rows=rows,
+        keys=KEY_BLOCK,
+        threads=32 * warps,
+        shared_bytes=rows * (head_dim + 80) + 128 * head_dim,
+        flush=long_rows,
+        reason=f"{device.arch} has DP4A, and no int8 tensor cores were asked for or are there",
+    )
+
+
+def _naive(problem: AttentionProblem, recipe: Recipe, device: DeviceInfo) -> KernelChoice | str:
+    head_dim = padded_head_dim(problem.head_dim)
+    return KernelChoice(
+        source="attention_naive",
+        defines=common_defines(recipe, head_dim),
+        rows=1,
+        keys=KEY_BLOCK,
+        threads=KEY_BLOCK,
+        shared_bytes=4 * (head_dim + 3 * KEY_BLOCK),
+        flush=False,
+        reason=f"backend='naive' was asked for, which {device.arch} runs like any other",
+    )
+
+
+Row = Callable[[AttentionProblem, Recipe, DeviceInfo], KernelChoice | str]
+
+KERNELS: tuple[Row, ...] = (_sm80, _dp4a)
+"""What ``backend="cuda"`` tries, in this order."""
+
+NAMED_KERNELS: Mapping[str, Row] = MappingProxyType({"sm80": _sm80, "dp4a": _dp4a, "naive": _naive})
+"""What ``backend=`` names one by one: the ladder, also where a faster rung would run."""

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 
 from cupy_intfa.device import DeviceInfo
-from cupy_intfa.kernel_table import KERNELS, KernelChoice, no_packing
+from cupy_intfa.kernel_table import KERNELS, NAMED_KERNELS, KernelChoice, Row, no_packing
 from cupy_intfa.launch import ATTENTION_PARAMS_BYTES, attention_numbers, attention_offsets
 from cupy_intfa.packing import Packing, make_packing
 from cupy_intfa.problem import AttentionProblem
 from cupy_intfa.quantize.cuda import plan_quantize
 from cupy_intfa.recipe import Recipe
 
-BACKENDS = ("auto", "numpy", "cuda")
+BACKENDS = ("auto", "numpy", "cuda", *NAMED_KERNELS)
 _EMULATOR_KEY_TILE = 64  # a key block: what a GPU's kernels use as their smallest tile
 
 
@@ -168,8 +168,9 @@ def make_plan(
         A validated problem.
     recipe : Recipe
         The numerics.
-    backend : {"auto", "numpy", "cuda"}
-        What the caller asked for: ``auto`` is the GPU where there is one with a kernel for the recipe.
+    backend : {"auto", "numpy", "cuda", "sm80", "dp4a", "naive"}
+        What the caller asked for: ``auto`` is the GPU where there is one with a kernel for the recipe, ``cuda``
+        insists on it, the others insist on one kernel.
     device : DeviceInfo or str
         The GPU, or why there is none.
 
@@ -183,7 +184,7 @@ def make_plan(
     ValueError
         For an unknown backend.
     NotImplementedError
-        For ``backend="cuda"`` where there is no GPU, or no kernel for the recipe.
+        Where the backend insists, and there is no GPU, or no such kernel for the recipe.
 
     Examples
     --------
@@ -198,11 +199,12 @@ def make_plan(
     check_backend(backend)
     if backend == "numpy":
         return _numpy_plan(problem, recipe, "backend='numpy' was asked for")
-    found = _choose(problem, recipe, device)
+    rows = (NAMED_KERNELS[backend],) if backend in NAMED_KERNELS else KERNELS
+    found = _choose(problem, recipe, device, rows)
     if isinstance(found, KernelChoice) and isinstance(device, DeviceInfo):
         return _cuda_plan(problem, recipe, device, found)
-    if backend == "cuda":
-        raise NotImplementedError(f"backend='cuda': {found}; use backend='numpy', or another recipe or device")
+    if backend != "auto":
+        raise NotImplementedError(f"backend={backend!r}: {found}; use backend='numpy', or another recipe or device")
     return _numpy_plan(problem, recipe, f"backend='auto', and {found}")
 
 
@@ -212,12 +214,14 @@ def check_backend(backend: str) -> None:
         raise ValueError(f"backend={backend!r}: expected one of {BACKENDS}")
 
 
-def _choose(problem: AttentionProblem, recipe: Recipe, device: DeviceInfo | str) -> KernelChoice | str:
-    """Give the first kernel of the table that fits, or why none does."""
+def _choose(
+    problem: AttentionProblem, recipe: Recipe, device: DeviceInfo | str, rows: tuple[Row, ...]
+) -> KernelChoice | str:
+    """Give the first of some kernels that fits, or why none does."""
     if isinstance(device, str):
         return f"there is no GPU ({device})"
     reasons = [reason] if (reason := no_packing(recipe)) else []
-    for row in KERNELS if not reasons else ():
+    for row in rows if not reasons else ():
         choice = row(problem, recipe, device)
         if isinstance(choice, KernelChoice):
             return choice

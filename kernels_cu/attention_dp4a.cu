@@ -40,19 +40,20 @@ struct Shared {
     uint4 k[kUnits][64];
     uint4 v[4][kD];
     uint4 p[kBr][4];
-    float c[kBr];          // scale_log2 s_q, never 0
-    float m[kBr];          // running maximum, in units of log2; here, for it spares registers in both products
-    float l[kBr];          // final row sum, for the epilogue
+    float c[kBr];  // scale_log2 s_q, never 0
+    float m[kBr];  // running maximum, in units of log2; here, for it spares registers in both products
+    float l[kBr];  // final row sum, for the epilogue
     float reference[kBr];  // of the sums in o_flush
 };
 static_assert(sizeof(Shared) <= 48 * 1024, "INTFA_WARPS: sm_61 has 48 KB for a block");
 #ifdef INTFA_SHARED_BYTES
-static_assert(sizeof(Shared) == INTFA_SHARED_BYTES, "cupy_intfa/plan.py counts other bytes of shared memory");
+static_assert(sizeof(Shared) == INTFA_SHARED_BYTES,
+              "cupy_intfa/kernel_table.py counts other bytes of shared memory");
 #endif
 
 // What a lane carries from tile to tile for its rows 2r + half.
 struct LaneState {
-    float l[kLaneRows];            // row sum over its keys
+    float l[kLaneRows];           // row sum over its keys
     s32 o[kLaneRows][kChannels];  // O: integers, or the bits of floats where kFloatO
 };
 
@@ -77,42 +78,68 @@ __device__ __forceinline__ void copy_rows(uint4 (&to)[kUnits][kRows], const void
 __device__ __forceinline__ void copy_values(uint4 (&to)[4][kD], const void* codes, s32 block) {
     const uint4* tile = (const uint4*)codes + (s64)block * kD * 4;
 #pragma unroll
-    for (s32 i = 0; i < kD * 4; i += kThreads) to[threadIdx.x % 4][(i + threadIdx.x) / 4] = tile[i + threadIdx.x];
+    for (s32 i = 0; i < kD * 4; i += kThreads)
+        to[threadIdx.x % 4][(i + threadIdx.x) / 4] = tile[i + threadIdx.x];
 }
 
-// Score j of a row as y t: units of log2.
-__device__ __forceinline__ float y(s32 s, float k_scale) { return kKToken ? unbiased(s) * k_scale : unbiased(s); }
-
-// Scales of this lane's four keys; but by token they are one group and share theirs.
+// Scales of this lane's four keys: of each by token, else of the group that they are.
 struct KeyScales {
     float of[4];
 };
 
-// Factor of y in a row of c = scale_log2 s_q.
-__device__ __forceinline__ float row_scale(float c, const KeyScales& k) { return kKToken ? c : fmaxf(c * k.of[0], kFltMin); }
+__device__ __forceinline__ KeyScales load_key_scales(const AttentionParams& p, s64 block, s32 x) {
+    if constexpr (kKToken) {
+        const float* s_k = p.k_scale + block * 64 + key_in_slot(x);
+        const float2 low = *(const float2*)s_k, high = *(const float2*)(s_k + 8);
+        return {{low.x, low.y, high.x, high.y}};
+    } else {
+        const float s_k = p.k_scale[block * 4 + x % 4];
+        return {{s_k, s_k, s_k, s_k}};
+    }
+}
+
+// A score in units of log2 is y t. c = scale_log2 s_q of the row.
+__device__ __forceinline__ float y_of(s32 s, float s_k) { return kKToken ? unbiased(s) * s_k : unbiased(s); }
+__device__ __forceinline__ float t_of(float c, const KeyScales& k) {
+    return kKToken ? c : fmaxf(c * k.of[0], kFltMin);
+}
 
 // Largest y of this lane's keys.
 __device__ __forceinline__ float lane_max(const s32 (&s)[4], const KeyScales& k) {
     if constexpr (kKToken)
-        return fmaxf(fmaxf(y(s[0], k.of[0]), y(s[1], k.of[1])), fmaxf(y(s[2], k.of[2]), y(s[3], k.of[3])));
+        return fmaxf(fmaxf(y_of(s[0], k.of[0]), y_of(s[1], k.of[1])),
+                     fmaxf(y_of(s[2], k.of[2]), y_of(s[3], k.of[3])));
     else  // biased scores order as integers
         return unbiased(max(max(s[0], s[1]), max(s[2], s[3])));
 }
 
+// Scores that a row does not see become -inf. Places of sorted keys are read here, where few tiles come.
+__device__ __forceinline__ void hide(s32 (&s)[kLaneRows][4], const AttentionParams& p, s64 block, s32 j0,
+                                     s32 x, s32 row) {
+#pragma unroll
+    for (s32 j = 0; j < 4; ++j) {
+        const s32 key = key_in_slot(16 * j + x), place = p.key_index ? p.key_index[block * 64 + key] : key;
+#pragma unroll
+        for (s32 r = 0; r < kLaneRows; ++r)
+            if (is_hidden(p, j0 + key, place, row + 2 * r)) s[r][j] = (s32)kMinusInfinity;
+    }
+}
+
 // 4 bytes of P: R 2^(y t - m_ref); returns their part of the row sum.
-__device__ __forceinline__ float probabilities(const s32 (&s)[4], const KeyScales& k, float t, float m_ref, float log2_top,
-                                               u32& packed) {
+__device__ __forceinline__ float probabilities(const s32 (&s)[4], const KeyScales& k, float t, float m_ref,
+                                               float log2_top, u32& packed) {
     const float constant = __fsub_rd(log2_top, finite(m_ref));  // rounded down: P never exceeds R
     float p[4];
 #pragma unroll
-    for (s32 j = 0; j < 4; ++j) p[j] = exp2_approx(fmaf(y(s[j], k.of[j]), t, constant));
+    for (s32 j = 0; j < 4; ++j) p[j] = exp2_approx(fmaf(y_of(s[j], k.of[j]), t, constant));
     packed = pack_p(p[0], p[1], p[2], p[3]);
     return kExactSum ? (p[0] + p[1]) + (p[2] + p[3]) : (float)sum_bytes(packed, 0);
 }
 
 // O += P V straight into the accumulators, 8 channels of a lane at a time.
 template <s32 kFirst = 0>
-__device__ __forceinline__ void second_product(s32 (&o)[kLaneRows][kChannels], const uint4* p, const uint4* v) {
+__device__ __forceinline__ void second_product(s32 (&o)[kLaneRows][kChannels], const uint4* p,
+                                               const uint4* v) {
     constexpr s32 kN = kChannels - kFirst < 8 ? kChannels - kFirst : 8;
 #pragma unroll 1
     for (s32 u = 0; u < 4; ++u) multiply<false, kFirst, kN, 8>(o, p + u, v + u * kD + 16 * kFirst);
@@ -120,7 +147,8 @@ __device__ __forceinline__ void second_product(s32 (&o)[kLaneRows][kChannels], c
 }
 
 // O += w s_v (P V) in float32, few channels at a time: the tile's integers need few registers and start at the bias.
-__device__ __forceinline__ void second_product_scaled(s32 (&o)[kLaneRows][kChannels], const uint4* p, const uint4* v, const float* v_scale,
+__device__ __forceinline__ void second_product_scaled(s32 (&o)[kLaneRows][kChannels], const uint4* p,
+                                                      const uint4* v, const float* v_scale,
                                                       const float (&w)[kLaneRows]) {
     constexpr s32 kN = kChannels % 4 ? 2 : 4;
 #pragma unroll
@@ -143,7 +171,7 @@ __device__ __forceinline__ void second_product_scaled(s32 (&o)[kLaneRows][kChann
     }
 }
 
-// Bring a row to its new maximum, unless it stands for all lanes: the two halves of the warp hold two rows.
+// Bring a row to the maximum of its tile where that is larger. Skipped where it is in neither of the two rows of a warp.
 __device__ __forceinline__ void rescale(float& m, float& l, s32 (&o)[kChannels], float m_tile) {
     const bool grew = m_tile > m;
     if (!__any_sync(0xffffffffu, grew)) return;
@@ -172,17 +200,9 @@ struct Tile {
 
 __device__ __forceinline__ void attend(const Tile& tile, LaneState& state) {
     const AttentionParams& p = tile.p;
-    const s32 thread = thread_number(), x = thread % 16, half = thread / 16 % 2, first = thread / 32 * 16 + half;
-    const s32 key = key_in_slot(x);  // and key + 1, + 8, + 9
-    KeyScales k_scale;
-    if constexpr (kKToken) {
-        const float* s_k = p.k_scale + tile.block * 64ll + key;
-        const float2 low = *(const float2*)s_k, high = *(const float2*)(s_k + 8);
-        k_scale = {{low.x, low.y, high.x, high.y}};
-    } else {
-        const float s_k = p.k_scale[tile.block * 4ll + x % 4];
-        k_scale = {{s_k, s_k, s_k, s_k}};
-    }
+    const s32 thread = thread_number(), x = thread % 16, half = thread / 16 % 2,
+              first = thread / 32 * 16 + half;
+    const KeyScales k_scale = load_key_scales(p, tile.block, x);
 
     s32 s[kLaneRows][4];
 #pragma unroll
@@ -191,22 +211,13 @@ __device__ __forceinline__ void attend(const Tile& tile, LaneState& state) {
     for (s32 u = 0; u < kUnits; ++u)
         multiply<true, 0, 4, 2>(s, &tile.shared.q[u][first], &tile.shared.k[u][x]);
 
-    if (needs_mask(p, tile.j0, tile.warp_row)) {
-#pragma unroll
-        for (s32 j = 0; j < 4; ++j) {
-            const s32 own = key + j % 2 + j / 2 * 8;
-            const s32 place = p.key_index ? p.key_index[tile.block * 64ll + own] : own;
-#pragma unroll
-            for (s32 r = 0; r < kLaneRows; ++r)
-                if (is_hidden(p, tile.j0 + own, place, tile.warp_row + 2 * r + half)) s[r][j] = (s32)kMinusInfinity;
-        }
-    }
+    if (needs_mask(p, tile.j0, tile.warp_row)) hide(s, p, tile.block, tile.j0, x, tile.warp_row + half);
 
     float m[kLaneRows], m_tile[kLaneRows], weight[kLaneRows];
     bool grew = false;
 #pragma unroll
     for (s32 r = 0; r < kLaneRows; ++r) {
-        const float t = row_scale(tile.shared.c[first + 2 * r], k_scale);
+        const float t = t_of(tile.shared.c[first + 2 * r], k_scale);
         m[r] = tile.shared.m[first + 2 * r];
         m_tile[r] = row_max(__fmul_ru(lane_max(s[r], k_scale), t));
         grew |= m_tile[r] > m[r];
@@ -221,7 +232,7 @@ __device__ __forceinline__ void attend(const Tile& tile, LaneState& state) {
     }
 #pragma unroll
     for (s32 r = 0; r < kLaneRows; ++r) {
-        const float t = row_scale(tile.shared.c[first + 2 * r], k_scale);
+        const float t = t_of(tile.shared.c[first + 2 * r], k_scale);
         u32 packed;
         const float sum = probabilities(s[r], k_scale, t, kTileRef ? m_tile[r] : m[r], p.log2_top, packed);
         ((u32*)tile.shared.p[first + 2 * r])[x] = packed;
@@ -230,7 +241,8 @@ __device__ __forceinline__ void attend(const Tile& tile, LaneState& state) {
     }
     __syncwarp();  // P is written
     if constexpr (kFloatO)
-        second_product_scaled(state.o, tile.shared.p[first], &tile.shared.v[0][x], p.v_scale + (s64)tile.block * kD + x, weight);
+        second_product_scaled(state.o, tile.shared.p[first], &tile.shared.v[0][x],
+                              p.v_scale + (s64)tile.block * kD + x, weight);
     else
         second_product(state.o, tile.shared.p[first], &tile.shared.v[0][x]);
 }
@@ -298,7 +310,8 @@ __device__ __forceinline__ void store_rows(const AttentionParams& p, const Place
 
 // The tiles are free: each warp turns its O in them, 8 rows at a time, to store whole rows.
 __device__ __forceinline__ void finish(const AttentionParams& p, Shared& shared, const LaneState& state) {
-    static_assert(kWarps * 8 * kD * 4 <= sizeof(Shared::q) + sizeof(Shared::k) + sizeof(Shared::v), "room to turn O");
+    static_assert(kWarps * 8 * kD * 4 <= sizeof(Shared::q) + sizeof(Shared::k) + sizeof(Shared::v),
+                  "room to turn O");
     const Place place = locate(p);
     const s32 warp = threadIdx.x / 32, half = threadIdx.x / 16 % 2, x = threadIdx.x % 16;
     float* turned = (float*)&shared + warp * 8 * kD;
@@ -317,7 +330,8 @@ __device__ __forceinline__ void finish(const AttentionParams& p, Shared& shared,
     }
 }
 
-extern "C" __global__ void __launch_bounds__(kThreads, INTFA_MIN_BLOCKS) attention_dp4a(const AttentionParams p) {
+extern "C" __global__ void __launch_bounds__(kThreads, INTFA_MIN_BLOCKS)
+    attention_dp4a(const AttentionParams p) {
     extern __shared__ __align__(16) u8 shared_bytes[];
     Shared& shared = *(Shared*)shared_bytes;
     const Place place = locate(p);

@@ -32,7 +32,8 @@ struct Shared {
     float terms[64];  // what the row sum adds: P, or P before it was rounded
 };
 #ifdef INTFA_SHARED_BYTES
-static_assert(sizeof(Shared) == INTFA_SHARED_BYTES, "cupy_intfa/plan.py counts other bytes of shared memory");
+static_assert(sizeof(Shared) == INTFA_SHARED_BYTES,
+              "cupy_intfa/kernel_table.py counts other bytes of shared memory");
 #endif
 
 // Place of key `key` of a block of 64 in the order that the packing gives 8-bit values.
@@ -80,8 +81,10 @@ extern "C" __global__ void __launch_bounds__(64) attention_naive(const Attention
         // S = Q K^T: the score of this thread's key, as y t in units of log2.
         float y = 0.0f, t = c;
         for (s32 d = 0; d < kD; ++d) y = fmaf(shared.q[d], decode<kQk>(p.k, key * kD + d), y);
-        if (kKToken) y = __fmul_rn(y, p.k_scale[key]);
-        else t = fmaxf(__fmul_rn(c, p.k_scale[key / 64 * 4 + j % 8 / 2]), kFltMin);
+        if (kKToken)
+            y = __fmul_rn(y, p.k_scale[key]);
+        else
+            t = fmaxf(__fmul_rn(c, p.k_scale[key / 64 * 4 + j % 8 / 2]), kFltMin);
         if (is_hidden(p, tile * 64 + j, p.key_index ? p.key_index[key] : j, row)) y = -INTFA_INF;
 
         // m and the reference of P: the running maximum, or the tile's own.
@@ -105,7 +108,8 @@ extern "C" __global__ void __launch_bounds__(64) attention_naive(const Attention
         for (s32 n = 0; n < kChannels; ++n) {
             const s32 d = min(j + 64 * n, kD - 1);
             float pv = 0.0f;
-            for (s32 other = 0; other < 64; ++other) pv = fmaf(shared.p[other], value(p, kv, tile, other, d), pv);
+            for (s32 other = 0; other < 64; ++other)
+                pv = fmaf(shared.p[other], value(p, kv, tile, other, d), pv);
             if (kVBlock) pv *= p.v_scale[(kv * p.kv_pad / 64 + tile) * kD + d];
             o[n] = fmaf(pv, weight, o[n] * past);
         }
@@ -116,8 +120,10 @@ extern "C" __global__ void __launch_bounds__(64) attention_naive(const Attention
     for (s32 n = 0; n < kChannels; ++n) {
         const s32 d = j + 64 * n;
         if (d >= p.head_dim) continue;
-        const float v_scale = kVBlock ? 1.0f : p.v_scale[kv * kD + d], v_mean = p.v_mean ? p.v_mean[kv * kD + d] : 0.0f;
-        const s64 offset = b * p.out_stride[0] + h * p.out_stride[1] + row * p.out_stride[2] + d * p.out_stride[3];
+        const float v_scale = kVBlock ? 1.0f : p.v_scale[kv * kD + d],
+                    v_mean = p.v_mean ? p.v_mean[kv * kD + d] : 0.0f;
+        const s64 offset =
+            b * p.out_stride[0] + h * p.out_stride[1] + row * p.out_stride[2] + d * p.out_stride[3];
         store_element(p, offset, end_element(end, o[n], v_scale, v_mean));
     }
     if (p.lse && j == 0) p.lse[(s64)bh * p.q_len + row] = end_lse(p, end, row_index, m, l);

@@ -19,7 +19,8 @@ __device__ __forceinline__ s32 dot_unsigned(u32 a, u32 b, s32 acc) {
 
 // acc[r][kFirst + n] += rows[r kRowStep] · columns[16 n] over 16 bytes of depth.
 template <bool kSigned, s32 kFirst, s32 kN, s32 kRowStep, s32 kWidth>
-__device__ __forceinline__ void multiply(s32 (&acc)[kLaneRows][kWidth], const uint4* rows, const uint4* columns) {
+__device__ __forceinline__ void multiply(s32 (&acc)[kLaneRows][kWidth], const uint4* rows,
+                                         const uint4* columns) {
     uint4 b[kN];
 #pragma unroll
     for (s32 n = 0; n < kN; ++n) b[n] = columns[16 * n];
@@ -74,7 +75,8 @@ __device__ __forceinline__ u32 pack_p(float p0, float p1, float p2, float p3) {
     for (s32 e = 0; e < 4; ++e) {
         float x;
         asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"((u16)(h[e / 2] >> 16 * (e % 2))));
-        byte[e] = __float_as_uint(x + 12582912.0f);  // 1.5 · 2^23: the integer, nearest even, is in the low bits
+        byte[e] =
+            __float_as_uint(x + 12582912.0f);  // 1.5 · 2^23: the integer, nearest even, is in the low bits
     }
     return __byte_perm(__byte_perm(byte[0], byte[1], 0x0040), __byte_perm(byte[2], byte[3], 0x0040), 0x5410);
 #endif

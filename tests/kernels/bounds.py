@@ -196,9 +196,7 @@ def _tiles(recipe: Recipe, x: Float64, tile: int) -> _Tiles:
     )
 
 
-def _bound_rows(
-    qkv: QuantizedQKV, at: tuple[int, int, slice], keys: _Keys, limit: Array | None, scale: float
-) -> Bound:
+def _bound_rows(qkv: QuantizedQKV, at: tuple[int, int, slice], keys: _Keys, limit: Array | None, scale: float) -> Bound:
     recipe, width = qkv.recipe, keys.tile
     scores, mean = _scores(qkv, at, keys, limit, scale)
     tiles = _tiles(recipe, scores.x, width)
@@ -232,7 +230,7 @@ def _bound_rows(
     r = ((weight * (terms_off + terms * l_rel)).sum(axis=1)[:, None] + 8 * U * l) / l
     size = np.abs(keys.v)
     integer_o = recipe.integer_pv and recipe.p_reference == "running" and "block" not in recipe.v_granularity
-    units = integer_o * tiles.units[:, None] * np.abs(keys.unit)
+    units = tiles.units[:, None] * np.abs(keys.unit) * float(integer_o)
     o_off = (weight * (p_off + high * o_rel)) @ size + units
     centred = np.abs((weight * high) @ keys.v) / l
     out = (o_off / l + centred * (r + 8 * U)) / (1 - r) + 4 * U * (centred + keys.v_mean) + TINY * (count + 4)
@@ -242,7 +240,7 @@ def _bound_rows(
     out = np.where(unsure, 2 * size.max(axis=0) * (1 + 2.0**-3), out)
     lse = np.where(unsure[:, 0], 3 * LN_2 * m_off[:, 0] + 2.0**-3, lse)
     lse += 4 * U * sizes + scale * mean * (2 * qkv.q.shape[3] + 16) * U
-    empty = np.isneginf(scores.x).all(axis=1)
+    empty = np.isneginf(scores.x.max(axis=1))
     return Bound(
         out=np.where(empty[:, None], 0.0, out),
         lse=np.where(empty, 0.0, lse),

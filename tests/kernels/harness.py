@@ -1,8 +1,9 @@
-"""Run a chosen row of the kernel table, whatever the plan would take, and hold it against its twin, the emulator."""
+"""Run one kernel of the ladder on quantised arrays, and hold it against its twin, the emulator."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from typing import Any
 
@@ -13,17 +14,14 @@ from kernels.bounds import Bound, kernel_bound
 from strategies import Array, Case, dtype_of
 from tolerances import assert_within, output_rounding
 
-from cupy_intfa import PRESETS, QuantizedQKV, Recipe, plan
-from cupy_intfa.arrays import take_in
-from cupy_intfa.backends import attend_on_cuda
+from cupy_intfa import PRESETS, Plan, QuantizedQKV, Recipe, attention_quantized
 from cupy_intfa.device import DeviceInfo, default_device
-from cupy_intfa.kernel_table import KERNELS, KernelChoice, no_packing
+from cupy_intfa.kernel_table import NAMED_KERNELS
+from cupy_intfa.plan import make_plan
 from cupy_intfa.problem import AttentionProblem, make_problem
 from cupy_intfa.reference import emulator
 
-Row = Callable[[AttentionProblem, Recipe, DeviceInfo], KernelChoice | str]
-
-ROWS: dict[str, Row] = {row.__name__.strip("_"): row for row in KERNELS}
+ROWS = tuple(NAMED_KERNELS)  # the ladder
 _found = default_device()
 DEVICE = _found if isinstance(_found, DeviceInfo) else DEVICES["sm_90"]  # with no GPU: what a Hopper would have to run
 TILES: dict[int, tuple[int, ...]] = {  # padded head dimension → some that are padded to it
@@ -45,14 +43,17 @@ def describe(case: Case, layout: str = "bhsd") -> AttentionProblem:
     return make_problem(q, kv, kv, (case.dtype,) * 3, **case.keywords, layout=layout)
 
 
-def choice(name: str, recipe: Recipe, case: Case) -> KernelChoice | str:
-    """Ask a row of the table what it would run here, or why it cannot."""
-    return no_packing(recipe) or ROWS[name](describe(case), recipe, DEVICE)
+def planned(name: str, recipe: Recipe, case: Case) -> Plan:
+    """Plan a case for one kernel of the ladder; NotImplementedError for what it does not run on this GPU."""
+    return make_plan(describe(case), recipe, name, DEVICE)
 
 
 def runs(name: str, recipe: Recipe) -> bool:
-    """Tell whether a row runs a recipe here: what there is to test."""
-    return isinstance(choice(name, recipe, Case()), KernelChoice)
+    """Tell whether a kernel runs a recipe on this GPU: what there is to test."""
+    try:
+        return planned(name, recipe, Case()).backend == "cuda"
+    except NotImplementedError:
+        return False
 
 
 ROW_PRESETS = [
@@ -66,6 +67,19 @@ def case_of(q: Array, k: Array, **options: Any) -> Case:
     (batch, heads, q_len, head_dim), (kv_heads, kv_len) = q.shape, k.shape[1:3]
     sizes = {"batch": batch, "heads": heads, "kv_heads": kv_heads, "q_len": q_len, "kv_len": kv_len}
     return Case(**sizes, head_dim=head_dim, dtype=q.dtype.name, **options)
+
+
+def to_device(x: Array) -> Any:
+    """Copy a host array to the device, bfloat16 too."""
+    import cupy as cp
+
+    return cp.asarray(np.ascontiguousarray(x).reshape(-1).view(np.uint8)).view(x.dtype).reshape(x.shape)
+
+
+def to_host(x: Any) -> Array:
+    """Copy an array of NumPy or CuPy to the host."""
+    host: Array = x if isinstance(x, np.ndarray) else x.get()
+    return host
 
 
 def on_device(qkv: QuantizedQKV) -> QuantizedQKV:
@@ -93,25 +107,22 @@ def spread_view(memory: Any, shape: tuple[int, ...], dtype: str) -> Any:
 
 
 def run(name: str, qkv: QuantizedQKV, case: Case, where: str = "host") -> tuple[Array, Array]:
-    """Run a kernel of the table on quantised arrays; output (B, Hq, Sq, D) of the case's dtype, and lse, on the host.
+    """Run a kernel of the ladder on quantised arrays; output (B, Hq, Sq, D) of the case's dtype, and lse, on the host.
 
     ``where`` is ``host`` (NumPy arrays travel), ``device`` (CuPy arrays) or ``spread`` (into an output with gaps).
     """
-    tiles = choice(name, qkv.recipe, case)
-    assert isinstance(tiles, KernelChoice), tiles
-    chosen = plan._cuda_plan(describe(case, qkv.layout), qkv.recipe, DEVICE, tiles)
-    assert chosen.cuda is not None
     source = qkv if where == "host" else on_device(qkv)
-    memory, target = spread(chosen.problem.out_shape, case.dtype) if where == "spread" else (None, None)
-    out, lse = attend_on_cuda(chosen, chosen.cuda, source, take_in(q=source.q), target, True, None)
-    assert lse is not None
+    keywords = {**case.keywords, "return_lse": True, "out_dtype": case.dtype, "backend": name}
     if where == "spread":
-        out = gather(memory.get(), chosen.problem.out_shape, case.dtype)
-    elif where == "device":
-        out = out.get()
-    lse = lse if isinstance(lse, np.ndarray) else lse.get()
-    assert (out.dtype, lse.dtype) == (dtype_of(case.dtype), np.float32)
-    return (out if qkv.layout == "bhsd" else out.swapaxes(1, 2)), lse
+        shape = describe(case, qkv.layout).out_shape
+        memory, target = spread(shape, case.dtype)
+        out, lse = attention_quantized(source, out=target, **keywords)
+        assert out is target
+        out = gather(memory.get(), shape, case.dtype)
+    else:
+        out, lse = (to_host(x) for x in attention_quantized(source, **keywords))
+    assert out.dtype == dtype_of(case.dtype)
+    return (out if qkv.layout == "bhsd" else out.swapaxes(1, 2)), to_host(lse)
 
 
 def gather(memory: Array, shape: tuple[int, ...], dtype: str) -> Array:
@@ -125,19 +136,15 @@ def gather(memory: Array, shape: tuple[int, ...], dtype: str) -> Array:
 
 def twin(name: str, qkv: QuantizedQKV, case: Case) -> tuple[Array, Array, Bound]:
     """Run the emulator with a kernel's tile; output, lse and the bound of their distance from the kernel's."""
-    tiles = choice(name, qkv.recipe, case)
-    assert isinstance(tiles, KernelChoice), tiles
     keywords: dict[str, Any] = {
         "scale": case.softmax_scale,
-        "key_tile": tiles.keys,
+        "key_tile": planned(name, qkv.recipe, case).key_tile,
         "causal_offset": case.causal_offset,
     }
     return *emulator.attention(qkv, **keywords), kernel_bound(qkv, **keywords)
 
 
-def assert_twins(
-    actual: tuple[Array, Array], expected: tuple[Array, Array, Bound], dtype: str, what: str
-) -> None:
+def assert_twins(actual: tuple[Array, Array], expected: tuple[Array, Array, Bound], dtype: str, what: str) -> None:
     """Assert that a kernel's output and lse are its twin's, within the bound and the rounding to a dtype."""
     out, lse, bound = expected
     rounding = output_rounding(np.abs(np.nan_to_num(out)) + np.nan_to_num(bound.out), dtype)
@@ -149,5 +156,35 @@ def assert_same_bits(actual: Array, expected: Array, what: str = "") -> None:
     """Assert equality to the last bit, NaN and the sign of 0 included."""
     assert (actual.shape, actual.dtype) == (expected.shape, expected.dtype), what
     bits = f"u{expected.itemsize}"
-    different = np.ascontiguousarray(actual).view(bits) != np.ascontiguousarray(expected).view(bits)
-    assert not different.any(), f"{what}: {different.sum()} of {different.size} differ, the first at {np.argwhere(different)[0]}"
+    where = np.argwhere(np.ascontiguousarray(actual).view(bits) != np.ascontiguousarray(expected).view(bits))
+    assert not len(where), f"{what}: {len(where)} of {expected.size} differ, the first at {where[0]}"
+
+
+WAIT = r"""
+extern "C" __global__ void wait(volatile const int* go, long long most) {
+    long long start = clock64();
+    while (!*go && clock64() - start < most) {}
+}
+"""
+
+
+@contextmanager
+def blocked(stream: Any) -> Iterator[Callable[[], bool]]:
+    """Keep a CuPy stream busy until the block is left, or for some seconds; yields the question whether it still is.
+
+    Who waits for the stream inside the block comes back late, and finds it idle.
+    """
+    import cupy as cp
+
+    host = cp.cuda.alloc_pinned_memory(4)
+    go = np.frombuffer(host, np.int32, 1)
+    go[0] = 0
+    wait = cp.RawKernel(WAIT, "wait")
+    with stream:
+        wait((1,), (1,), (np.uint64(host.ptr), np.int64(10**10)))  # 5 s at 2 GHz
+        passed = stream.record()
+    try:
+        yield lambda: not passed.done
+    finally:
+        go[0] = 1
+        stream.synchronize()

@@ -18,7 +18,7 @@ from noise_model import predicted_rmse
 from strategies import DTYPES, LENGTHS, Case, cases
 from tolerances import assert_within, output_rounding, worst_case
 
-from cupy_intfa import PRESETS, Recipe, get_recipe
+from cupy_intfa import PRESETS, Recipe
 from cupy_intfa.metrics import compare
 from cupy_intfa.quantize import quantize_arrays
 from cupy_intfa.reference import oracle

@@ -115,16 +115,19 @@ def test_a_wrong_count_of_bytes_does_not_compile(source: str) -> None:
     [
         ({"D": 48}, "INTFA_D: 32, 64"),
         ({"BC": 96}, "INTFA_BC: 64 or 128"),
-        ({"BC": 128, "TILE_REF": 1}, "INTFA_BC: a tile reference"),
-        ({"QK": 1}, "INTFA_QK: a float Q and K go with"),
+        ({"BC": 128, "V_BLOCK": 1}, "INTFA_BC: V with a scale per block"),
+        ({"STEP": 16}, "INTFA_STEP: 32 or 64"),
+        ({"STEP": 32, "TILE_REF": 1}, "INTFA_STEP: the tile of a tile reference"),
+        ({"QK": 1, "K_TOKEN": 0}, "INTFA_QK: a float Q and K go with"),
         ({"PV": 1, "V_BLOCK": 1}, "INTFA_V_BLOCK: a float V has one scale"),
         ({"QK": 1, "PV": 1, "K_TOKEN": 1}, "INTFA_K_TOKEN: a float K has one scale"),
         ({"STAGES": 1}, "INTFA_STAGES: a tile is copied"),
         ({"WARPS": 16}, "the packing pads Q to 128 rows"),
-        ({"QK": 2, "PV": 2}, "8-bit floats have an MMA from sm_89 on"),
+        ({"QK": 2, "PV": 2, "K_TOKEN": 0}, "8-bit floats have an MMA from sm_89 on"),
     ],
 )
-def test_what_a_kernel_cannot_be_does_not_compile(fast: Build, macros: dict[str, int], reason: str) -> None:
-    kept = replace(fast, defines=tuple(define for define in fast.defines if "_BYTES" not in define))
+def test_what_the_tensor_core_kernel_cannot_be_does_not_compile(macros: dict[str, int], reason: str) -> None:
+    defines = tuple(f"{name}={value}" for name, value in macros.items())
+    build = Build(device=DEVICES["sm_80"], source="attention_sm80", defines=defines, threads=128)
     with pytest.raises(CompileError, match=reason):
-        build_kernel(forced(kept, **macros))
+        build_kernel(build)

@@ -1,4 +1,4 @@
-"""Where kernels go wrong in silence: large logits, neighbours, empty and poisoned rows, the ends of float32 and int32."""
+"""Where kernels go wrong in silence: large logits, neighbours, empty and poisoned rows, the ends of number formats."""
 
 from __future__ import annotations
 
