@@ -27,7 +27,7 @@ test: $(call ready,test) ## every test that needs no GPU (NumPy backend, kernels
 	$(PY) -m pytest -n 2 -m '$(MARKS)' --nbmake
 
 test-gpu: $(call ready,test) ## the tests that need a GPU; fails where there is none
-	$(PY) -m pytest -m gpu --require-gpu
+	$(PY) -m pytest -n 8 -m gpu --require-gpu
 
 bench: $(call ready,bench) ## speed against the rivals that are installed, as JSON
 	$(PY) -m cupy_intfa bench
@@ -42,9 +42,9 @@ lint: $(call ready,test) $(call ready,lint) ## ruff, mypy, numpydoc, clang-forma
 	find cupy_intfa -name '*.py' | xargs $(PY) -m numpydoc lint
 	find kernels_cu -name '*.cu' -o -name '*.cuh' | xargs -r clang-format --dry-run -Werror
 
-sanitize: $(call ready,test) ## the kernels' tests under compute-sanitizer (SANITIZER=path to it)
+sanitize: $(call ready,test) ## every kernel under compute-sanitizer: memcheck, racecheck (SANITIZER=path to it)
 	for tool in memcheck racecheck; do \
-	$(SANITIZER) --tool $$tool --error-exitcode 1 $(PY) -m pytest -m 'gpu and not slow' --require-gpu tests/kernels || exit 1; \
+	PYTHONPATH="tests:$$PYTHONPATH" $(SANITIZER) --tool $$tool --error-exitcode 1 $(PY) -m kernels.sanitize || exit 1; \
 	done
 
 clean: ## remove .venv, caches and build folders

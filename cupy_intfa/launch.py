@@ -77,7 +77,9 @@ def attention(plan: Plan, cuda: CudaPlan, workspace: int, out: int, out_strides:
 def attention_numbers(problem: AttentionProblem, recipe: Recipe, packing: Packing) -> tuple[float, ...]:
     """Give the integers and floats at the end of AttentionParams."""
     largest = FORMATS["int4" if recipe.qk_bits == 4 else recipe.qk].largest
-    scale = np.float32(problem.scale)
+    with np.errstate(over="ignore"):  # the kernel marks the rows of a scale that is infinite in float32
+        scale = np.float32(problem.scale)
+        scale_log2 = scale * np.float32(1.4426950408889634)
     return (
         problem.heads,
         problem.kv_heads,
@@ -90,7 +92,7 @@ def attention_numbers(problem: AttentionProblem, recipe: Recipe, packing: Packin
         recipe.key_order == "last_to_first",
         OUT_DTYPES[problem.dtype],
         float(scale),
-        float(scale * np.float32(1.4426950408889634)),
+        float(scale_log2),
         float(np.float32(largest) * np.float32(largest) * np.float32(problem.head_dim)),
         float(np.log2(np.float32(recipe.p_top))),
     )

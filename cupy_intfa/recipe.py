@@ -116,7 +116,7 @@ class Recipe:
         """Check every field, then the combinations."""
         for name, allowed in _CHOICES.items():
             value = getattr(self, name)
-            if value not in allowed or isinstance(value, bool) is not isinstance(allowed[0], bool):
+            if value not in allowed or type(value) is not type(allowed[0]):  # True is not 1, 32.0 is not 32
                 raise ValueError(f"{name}={value!r} is not a choice: expected one of {allowed}")
         self._check_combinations()
 

@@ -199,7 +199,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, INTFA_MIN_BLOCKS)
 #pragma unroll
                 for (s32 m = 0; m < kM; ++m) scale_by_token(s[m], stage + at.k_scale + 4 * first);
             }
-            if (j0 / 64 * 64 > warp_row + 16 * kM - 1 + p.causal_offset)
+            if (first_key(j0) > warp_row + 16 * kM - 1 + p.causal_offset)
                 continue;  // no row of this warp sees the step
             if (needs_mask(p, j0, warp_row)) hide(s, p, places, j0, warp_row + g, t);
 

@@ -43,7 +43,7 @@ def faults(build: Build, compiled: Compiled) -> Iterator[str]:
     if used.stack or used.spilled:
         yield f"{used.spilled} bytes of spills, {used.stack} of stack, with {used.registers} registers"
     threads, min_blocks = launch_bounds(compiled)
-    if (threads, min_blocks) != (build.threads, int(build.macros.get("MIN_BLOCKS", 1))):
+    if threads != build.threads or str(min_blocks) != build.macros.get("MIN_BLOCKS", str(min_blocks)):
         yield f"launch bounds of {threads} threads, {min_blocks} blocks are not the plan's"
     per_block = -(-used.registers // GRAIN) * GRAIN * build.threads
     if per_block * min_blocks > REGISTERS:
@@ -62,22 +62,26 @@ def faults(build: Build, compiled: Compiled) -> Iterator[str]:
 
 def expected_instructions(build: Build) -> Iterator[str]:
     """Name the instructions that a kernel is written for, by the beginning of their names."""
-    turing = build.device.capability < (8, 0)
+    has_names = build.device.capability >= (7, 5)  # of machine instructions; else those of PTX
     if build.source == "attention_dp4a":
-        yield from (
-            ("dp4a.s32.s32", "dp4a.u32.s32") if build.device.capability < (7, 5) else ("IDP.4A.S8.S8", "IDP.4A.U8.S8")
-        )
+        yield from ("IDP.4A.S8.S8", "IDP.4A.U8.S8") if has_names else ("dp4a.s32.s32", "dp4a.u32.s32")
     if build.source == "attention_sm80":
         yield "LDSM.16.M88.4"
-        if not turing:
-            yield "LDGSTS.E.BYPASS.128"
         if build.macros["PV"] == "1":
             yield "LDSM.16.MT88.4"
-        integers, halves = ("IMMA.8816", "HMMA.1688") if turing else ("IMMA.16832", "HMMA.16816")
-        for product, signs in (("QK", "S8.S8"), ("PV", "U8.S8")):
-            float8 = {"2": "QMMA.16832.F32.E4M3.E4M3", "3": "QMMA.16832.F32.E5M2.E5M2"}
-            if build.device.arch not in NATIVE_FLOAT8:
-                float8 = dict.fromkeys(float8, f"{halves}.F32")
-            yield {"0": f"{integers}.{signs}", "1": f"{halves}.F32", **float8}[build.macros[product]]
+        if build.device.capability >= (8, 0):
+            yield "LDGSTS.E.BYPASS.128"
+        yield from (_mma(build, "QK", "S8.S8"), _mma(build, "PV", "U8.S8"))
     if build.source == "quantize_rows" and build.macros["VECTOR"] == "1":
-        yield "ld.global.nc.v4" if build.device.capability < (7, 5) else "LDG.E.128"
+        yield "LDG.E.128" if has_names else "ld.global.nc.v4"
+
+
+def _mma(build: Build, product: str, signs: str) -> str:
+    turing, native = build.device.capability < (8, 0), build.device.arch in NATIVE_FLOAT8
+    half = "HMMA.1688.F32" if turing else "HMMA.16816.F32"
+    return {
+        "0": f"IMMA.8816.{signs}" if turing else f"IMMA.16832.{signs}",
+        "1": half,
+        "2": "QMMA.16832.F32.E4M3.E4M3" if native else half,
+        "3": "QMMA.16832.F32.E5M2.E5M2" if native else half,
+    }[build.macros[product]]

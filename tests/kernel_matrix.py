@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations, islice, product
+from itertools import combinations, product
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from strategies import INTEGER_PV, P_LEVELS, QK_FORMATS
 
 from cupy_intfa import PRESETS, Recipe
 from cupy_intfa.device import DeviceInfo
-from cupy_intfa.kernel_table import KERNELS, LONG_ROW, KernelChoice, common_defines
+from cupy_intfa.kernel_table import KERNELS, LONG_ROW, NAMED_KERNELS, KernelChoice, common_defines
 from cupy_intfa.launch import ATTENTION_PARAMS_BYTES
 from cupy_intfa.packing import HEAD_DIM_TILES, KEY_BLOCK
 from cupy_intfa.problem import DTYPES, AttentionProblem, make_problem
@@ -76,45 +76,49 @@ _DATA_PARTS: Sequence[Part] = tuple(
 )
 
 
-def attention_builds(*, every_row: bool = False) -> list[Build]:
-    """List what the plan can choose for the made-up devices: each architecture, class of recipe, D, and long rows.
+def attention_builds() -> tuple[list[Build], list[Build]]:
+    """List the attention kernels for each made-up device, class of recipe, padded D, and rows with and without flush.
 
-    With ``every_row``, also what it would choose if the rows above were not in the table.
+    First those that the plan takes by itself, then those that run only where a call names a kernel.
     """
     made = [Recipe(**qk, **pv, **softmax) for qk, pv, softmax in product(QK_PARTS, PV_PARTS, _SOFTMAX_PARTS)]
     recipes = {common_defines(recipe, 0): recipe for recipe in (*made, *PRESETS.values())}.values()
-    builds = {}
-    for device, head_dim, kv_len in product(DEVICES.values(), HEAD_DIM_TILES, (KEY_BLOCK, LONG_ROW + 1)):
-        problem = describe(head_dim, kv_len)
-        for recipe in recipes:
-            found = (row(problem, recipe, device) for row in KERNELS)
-            choices = (choice for choice in found if isinstance(choice, KernelChoice))
-            for choice in choices if every_row else islice(choices, 1):
-                counts = (f"SHARED_BYTES={choice.shared_bytes}", f"PARAMS_BYTES={ATTENTION_PARAMS_BYTES}")
-                build = Build(
-                    device=device,
-                    source=choice.source,
-                    defines=(*choice.defines, *counts),
-                    threads=choice.threads,
-                    shared_bytes=choice.shared_bytes,
-                )
-                builds[str(build)] = build
-    return list(builds.values())
+    problems = [describe(d, kv_len) for d, kv_len in product(HEAD_DIM_TILES, (KEY_BLOCK, LONG_ROW + 1))]
+    rows = (*KERNELS, *(row for row in NAMED_KERNELS.values() if row not in KERNELS))
+    taken: dict[Build, None] = {}
+    named: dict[Build, None] = {}
+    for device, problem, recipe in product(DEVICES.values(), problems, recipes):
+        found = {row: row(problem, recipe, device) for row in rows}
+        builds = {row: _build(device, choice) for row, choice in found.items() if isinstance(choice, KernelChoice)}
+        first = next((row for row in KERNELS if row in builds), None)
+        for row, build in builds.items():
+            (taken if row is first else named)[build] = None
+    return list(taken), [build for build in named if build not in taken]
+
+
+def _build(device: DeviceInfo, choice: KernelChoice) -> Build:
+    counts = (f"SHARED_BYTES={choice.shared_bytes}", f"PARAMS_BYTES={ATTENTION_PARAMS_BYTES}")
+    return Build(
+        device=device,
+        source=choice.source,
+        defines=(*choice.defines, *counts),
+        threads=choice.threads,
+        shared_bytes=choice.shared_bytes,
+    )
 
 
 def quantize_builds(draws: int) -> list[Build]:
     """List what quantises problems and recipes drawn with a fixed seed: all of them are millions."""
     rng = random.Random(0)
-    builds = {}
+    builds: dict[Build, None] = {}
     for _ in range(draws):
         parts = {key: value for part in (QK_PARTS, PV_PARTS, _DATA_PARTS) for key, value in rng.choice(part).items()}
         # 28 and 31 are padded to 32 channels, and have Hadamard blocks of 4 and 1.
         problem = describe(rng.choice((28, 31, *HEAD_DIM_TILES[1:])), dtype=rng.choice(DTYPES))
         device = rng.choice(tuple(DEVICES.values()))
         for step in plan_quantize(problem, Recipe(**parts, row_sum="exact"), rng.random() < 0.5).launches:
-            build = Build(device=device, source=step.source, defines=step.defines, threads=step.threads)
-            builds[str(build)] = build
-    return list(builds.values())
+            builds[Build(device=device, source=step.source, defines=step.defines, threads=step.threads)] = None
+    return list(builds)
 
 
 def pairwise(builds: Sequence[Build]) -> list[Build]:

@@ -90,9 +90,9 @@ CHANGES: list[dict[str, Any]] = [
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("changes", CHANGES, ids=lambda changes: ",".join(f"{k}={v}" for k, v in changes.items()))
 def test_each_field_means_what_it_says(changes: dict[str, Any], causal: bool) -> None:
-    """One field at a time, on long rows whose running maximum moves: the sink comes first."""
-    case = Case(family="sink_first", heads=2, q_len=70, kv_len=300, is_causal=causal, causal_alignment="bottom_right")
-    assert_means_its_recipe(case, get_recipe("paper", **changes))
+    """One field at a time, on rows of several tiles, with several blocks in a tile."""
+    case = Case(family="outlier", heads=2, q_len=70, kv_len=300, is_causal=causal, causal_alignment="bottom_right")
+    assert_means_its_recipe(case, get_recipe("paper", **changes), key_tile=128)
 
 
 @pytest.mark.parametrize("family", ["normal", "channel", "sink_first"])

@@ -1,5 +1,6 @@
 """The plan: a pure table from (problem, recipe, device) to what runs, with a reason for every choice and refusal."""
 
+import re
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -15,7 +16,7 @@ from strategies import Case, cases, presets
 
 from cupy_intfa import PRESETS, Recipe, explain, get_recipe
 from cupy_intfa.device import DeviceInfo
-from cupy_intfa.kernel_table import KERNELS, LONG_ROW, KernelChoice, padded_head_dim
+from cupy_intfa.kernel_table import KERNELS, LONG_ROW, NAMED_KERNELS, KernelChoice, padded_head_dim
 from cupy_intfa.packing import HEAD_DIM_TILES, KEY_PAD, QUERY_PAD, make_packing
 from cupy_intfa.plan import CudaPlan, Plan, make_plan
 from cupy_intfa.problem import DTYPES, AttentionProblem, make_problem
@@ -39,22 +40,34 @@ def on_gpu(problem: AttentionProblem, recipe: Recipe, device: DeviceInfo = HOPPE
 
 SMALL = problem_of(Case())
 
-# Preset → oldest architecture with a kernel on tensor cores for it.
-TENSOR_CORES_FROM = {name: "sm_89" if recipe.qk in FLOAT8 else "sm_75" for name, recipe in PRESETS.items()}
-
 
 @pytest.mark.parametrize("arch", DEVICES)
 @pytest.mark.parametrize("preset", PRESETS)
 def test_architecture_decides_the_kernel(arch: str, preset: str) -> None:
     recipe, device = PRESETS[preset], DEVICES[arch]
-    integer = recipe.qk == "int8" and recipe.integer_pv
-    if device.capability >= DEVICES[TENSOR_CORES_FROM[preset]].capability:
+    tensor_cores_from = (8, 9) if recipe.qk in FLOAT8 else (7, 5)
+    if device.capability >= tensor_cores_from:
         assert on_gpu(SMALL, recipe, device)[1].source == "attention_sm80"
-    elif recipe.qk in FLOAT8:
+    elif recipe.qk == "int8" and recipe.integer_pv:
+        assert on_gpu(SMALL, recipe, device)[1].source == "attention_dp4a"
+    else:
         with pytest.raises(NotImplementedError, match=f"{device.name} has {arch}"):
             make_plan(SMALL, recipe, "cuda", device)
-    else:
-        assert on_gpu(SMALL, recipe, device)[1].source == ("attention_dp4a" if integer else "attention_naive")
+
+
+@pytest.mark.parametrize("arch", DEVICES)
+@pytest.mark.parametrize("preset", PRESETS)
+def test_naming_a_kernel_runs_it_or_says_why_not(arch: str, preset: str) -> None:
+    recipe, device = PRESETS[preset], DEVICES[arch]
+    integer = recipe.qk == "int8" and recipe.integer_pv
+    has_mma = device.capability >= ((8, 9) if recipe.qk in FLOAT8 else (7, 5))
+    for name, runs in (("naive", True), ("dp4a", integer), ("sm80", has_mma)):
+        if runs:
+            plan = make_plan(SMALL, recipe, name, device)
+            assert (plan.backend, plan.kernel) == ("cuda", f"attention_{name}")
+        else:
+            with pytest.raises(NotImplementedError, match=f"backend='{name}': .*attention_{name}|8-bit floats"):
+                make_plan(SMALL, recipe, name, device)
 
 
 REFUSED: dict[str, tuple[Recipe, DeviceInfo | str, str]] = {
@@ -78,7 +91,7 @@ REFUSED: dict[str, tuple[Recipe, DeviceInfo | str, str]] = {
         HOPPER,
         "qk='float16' with pv='int8'",
     ),
-    "too little shared memory": (PRESETS["fast"], replace(HOPPER, shared_per_block=512), "bytes of shared memory"),
+    "too little shared memory": (PRESETS["fp16"], replace(HOPPER, shared_per_block=16384), "bytes of shared memory"),
     "too old": (PRESETS["fast"], replace(HOPPER, capability=(6, 0), name="made up"), "made up has sm_60"),
 }
 
@@ -110,44 +123,51 @@ def test_numpy_that_was_asked_for_looks_at_no_device() -> None:
 
 
 def test_unknown_backend() -> None:
-    with pytest.raises(ValueError, match=r"backend='gpu': expected one of \('auto', 'numpy', 'cuda'\)"):
+    with pytest.raises(ValueError, match=r"backend='gpu': expected one of \('auto', 'numpy', 'cuda', .*'naive'\)"):
         make_plan(SMALL, PRESETS["fast"], "gpu", HOPPER)
 
 
 any_device = st.sampled_from(tuple(DEVICES.values()))
 
 
-def choices(problem: AttentionProblem, recipe: Recipe, device: DeviceInfo) -> list[KernelChoice]:
-    found = (row(problem, recipe, device) for row in KERNELS)
-    return [choice for choice in found if isinstance(choice, KernelChoice)]
-
-
-@given(cases(dtypes=DTYPES), presets, any_device)
-def test_every_row_of_the_table_fits_the_packing_and_the_device(case: Case, preset: str, device: DeviceInfo) -> None:
+@given(cases(dtypes=DTYPES), presets, any_device, st.sampled_from(tuple(NAMED_KERNELS)))
+def test_every_kernel_fits_the_packing_and_the_device(case: Case, preset: str, device: DeviceInfo, name: str) -> None:
     problem, recipe = problem_of(case), PRESETS[preset]
-    for choice in choices(problem, recipe, device):
-        named = dict(define.split("=") for define in choice.defines)
-        assert len(named) == len(choice.defines), "a macro is defined twice"
-        assert int(named["D"]) == make_packing(problem, recipe).head_dim
-        assert QUERY_PAD % choice.rows == 0, "the last block reads behind the padded queries"
-        assert KEY_PAD % choice.keys == 0, "the last tile reads behind the padded keys"
-        assert 0 < choice.threads <= 1024
-        assert choice.threads % 32 == 0
-        assert 0 <= choice.shared_bytes <= device.shared_per_block
-        assert choice.reason
-
-
-@given(cases(dtypes=DTYPES), presets, any_device)
-def test_plan_is_the_first_row_that_fits(case: Case, preset: str, device: DeviceInfo) -> None:
-    problem, recipe = problem_of(case), PRESETS[preset]
-    found = choices(problem, recipe, device)
-    if not found:
-        with pytest.raises(NotImplementedError):
-            make_plan(problem, recipe, "cuda", device)
+    choice = NAMED_KERNELS[name](problem, recipe, device)
+    if isinstance(choice, str):
         return
-    plan, cuda = on_gpu(problem, recipe, device)
-    first = found[0]
-    assert (plan.kernel, plan.key_tile, plan.reasons) == (first.source, first.keys, (first.reason,))
+    named = dict(define.split("=") for define in choice.defines)
+    assert len(named) == len(choice.defines), "a macro is defined twice"
+    assert int(named["D"]) == make_packing(problem, recipe).head_dim
+    assert QUERY_PAD % choice.rows == 0, "the last block reads behind the padded queries"
+    assert KEY_PAD % choice.keys == 0, "the last tile reads behind the padded keys"
+    assert 0 < choice.threads <= 1024
+    assert choice.threads % 32 == 0
+    assert 0 < choice.shared_bytes <= device.shared_per_block
+    assert choice.reason
+
+
+@given(cases(dtypes=DTYPES), presets, any_device, st.sampled_from(("cuda", *NAMED_KERNELS)))
+def test_plan_is_the_first_row_that_fits(case: Case, preset: str, device: DeviceInfo, backend: str) -> None:
+    problem, recipe = problem_of(case), PRESETS[preset]
+    rows = KERNELS if backend == "cuda" else (NAMED_KERNELS[backend],)
+    answers = [row(problem, recipe, device) for row in rows]
+    first = next((answer for answer in answers if isinstance(answer, KernelChoice)), None)
+    if first is None:
+        with pytest.raises(
+            NotImplementedError, match=re.escape(f"backend={backend!r}: {'; '.join(map(str, answers))};")
+        ):
+            make_plan(problem, recipe, backend, device)
+        return
+    plan = make_plan(problem, recipe, backend, device)
+    cuda = plan.cuda
+    assert cuda
+    assert (plan.backend, plan.kernel, plan.key_tile, plan.reasons) == (
+        "cuda",
+        first.source,
+        first.keys,
+        (first.reason,),
+    )
     assert (cuda.source, cuda.threads, cuda.shared_bytes) == (first.source, first.threads, first.shared_bytes)
     counts = cuda.defines[len(first.defines) :]
     assert cuda.defines[: len(first.defines)] == first.defines
@@ -170,35 +190,28 @@ def test_workspace_holds_the_packing_and_the_scratch_of_either_way_to_load(case:
         assert all(region.offset + region.nbytes <= cuda.scratch_bytes for region in quantize.scratch.values())
 
 
-@pytest.mark.parametrize("arch", DEVICES)
+@pytest.mark.parametrize("kernel", NAMED_KERNELS)
 @pytest.mark.parametrize(
     ("preset", "integer_o"), [("paper", True), ("fast", True), ("precise", False), ("half", False)]
 )
-def test_only_integer_sums_of_long_rows_are_flushed(arch: str, preset: str, integer_o: bool) -> None:
+def test_only_integer_sums_of_long_rows_are_flushed(kernel: str, preset: str, integer_o: bool) -> None:
     for kv_len in (LONG_ROW, LONG_ROW + 1):
-        case = Case(batch=2, heads=3, q_len=3000, kv_len=kv_len, head_dim=40)
-        cuda = on_gpu(problem_of(case), PRESETS[preset], DEVICES[arch])[1]
-        # A kernel that sums in float32, as the plain one does, has nothing to flush.
-        flushed = integer_o and kv_len > LONG_ROW and cuda.source != "attention_naive"
+        problem = problem_of(Case(batch=2, heads=3, q_len=3000, kv_len=kv_len, head_dim=40))
+        if isinstance(NAMED_KERNELS[kernel](problem, PRESETS[preset], HOPPER), str):
+            continue  # DP4A and a half-precision product
+        cuda = make_plan(problem, PRESETS[preset], kernel, HOPPER).cuda
+        assert cuda
+        flushed = integer_o and kv_len > LONG_ROW and kernel != "naive"  # which sums in float32, always
         assert cuda.flush == flushed
-        assert (f"LONG={int(flushed)}" in cuda.defines) or cuda.source == "attention_naive"
+        assert (f"LONG={int(flushed)}" in cuda.defines) == (kernel != "naive")
         if flushed:
             assert cuda.scratch_bytes >= 4 * 2 * 3 * 3072 * 64, "float32 sums of all padded rows and channels"
 
 
 def test_head_dimension_is_padded_to_the_smallest_tile() -> None:
-    assert [padded_head_dim(d) for d in (1, 32, 33, 64, 65, 97, 129, 193, 256)] == [
-        32,
-        32,
-        64,
-        64,
-        96,
-        128,
-        192,
-        256,
-        256,
-    ]
-    assert {padded_head_dim(d) for d in range(1, 257)} == set(HEAD_DIM_TILES)
+    for head_dim in range(1, 257):
+        padded = padded_head_dim(head_dim)
+        assert padded == min(tile for tile in HEAD_DIM_TILES if tile >= head_dim)
 
 
 def test_plan_says_all_that_runs_and_why() -> None:

@@ -6,9 +6,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from os import PathLike
+from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
+from numpy.lib.npyio import NpzFile
 
 from cupy_intfa.quantize.arithmetic import (
     Array,
@@ -196,9 +199,14 @@ class QuantizedQKV:
         ValueError
             When the file is not one of ours, or of a later version.
         """
-        with np.load(file, allow_pickle=False) as stored:
-            if "header" not in stored:
-                raise ValueError(f"{file} holds no QuantizedQKV: expected a file written by QuantizedQKV.save")
+        foreign = f"{file} holds no QuantizedQKV: expected a file written by QuantizedQKV.save"
+        with Path(file).open("rb") as handle:  # np.load leaves a file open that is no archive
+            try:
+                stored = np.load(handle, allow_pickle=False)
+            except (EOFError, ValueError, BadZipFile) as error:
+                raise ValueError(foreign) from error
+            if not isinstance(stored, NpzFile) or "header" not in stored:
+                raise ValueError(foreign)
             header = json.loads(str(stored["header"]))
             if header["version"] != _FILE_VERSION:
                 raise ValueError(f"{file} has version {header['version']}: expected {_FILE_VERSION}")

@@ -35,6 +35,7 @@ Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
 
 MAX_KEY_TILE = 512  # 255 · 127 · 512 < 2^24: float32 sums of products stay exact
+MAX_SCORE = np.float32(2.0**22)  # in units of log2
 LOG2_E = np.float32(1.4426950408889634)
 LN_2 = np.float32(0.6931471805599453)
 _ROWS = 256  # rows per chunk: a 256 × 128 tile in float64 is 256 KB and stays in the L2 cache
@@ -165,12 +166,15 @@ def _queries(qkv: QuantizedQKV, b: int, head: int, rows: slice, scale: float) ->
     recipe = qkv.recipe
     per_token = scale_per_token(qkv.q_scale[b, head][None], recipe.q_granularity, qkv.q.shape[2], recipe.key_block, np)
     q_scale = per_token[0, rows]
+    with np.errstate(over="ignore"):  # such rows are marked in the end
+        softmax_scale = np.float32(scale)
+        c = softmax_scale * LOG2_E * q_scale
     return _Queries(
         q=qkv.q[b, head, rows].astype(np.float32),
         scale=q_scale,
-        c=np.float32(scale) * LOG2_E * q_scale,
+        c=c,
         mark=qkv.q_mark[b, head, rows],
-        softmax_scale=np.float32(scale),
+        softmax_scale=softmax_scale,
     )
 
 
@@ -317,17 +321,22 @@ def _epilogue(state: _State, queries: _Queries, keys: _Keys, qkv: QuantizedQKV) 
         if keys.k_mean is not None:
             lse += queries.softmax_scale * (queries.scale * (queries.q @ keys.k_mean))
     out[empty], lse[empty] = 0, -np.inf
-    mark = queries.mark + keys.mark + _overflow_mark(queries, keys, qkv)
+    mark = queries.mark + keys.mark + _range_mark(state, queries, keys, qkv)
     return out + mark[:, None], lse + mark
 
 
-def _overflow_mark(queries: _Queries, keys: _Keys, qkv: QuantizedQKV) -> Float32:
-    """NaN for a row whose scores could leave float32, by the bound c · max s_k · largest² · D."""
+def _range_mark(state: _State, queries: _Queries, keys: _Keys, qkv: QuantizedQKV) -> Float32:
+    """NaN for a row whose scores could leave float32, or whose maximum is too large to subtract.
+
+    The first by the bound c · max s_k · largest² · D. The second beyond 2^22 in units of log2, about 3 million nats:
+    float32 has steps of ½ there, and P at the maximum would lose a third and more of its levels to the rounding.
+    """
     recipe = qkv.recipe
     largest = np.float32(FORMATS["int4" if recipe.qk_bits == 4 else recipe.qk].largest)
     with np.errstate(over="ignore"):
         reach = queries.c * keys.k_scale.max() * (largest * largest * np.float32(qkv.q.shape[3]))
-    mark: Float32 = np.where(np.isfinite(reach), np.float32(0), np.float32(np.nan))
+    inside = np.isfinite(reach) & ((np.abs(state.m_l) <= MAX_SCORE) | np.isneginf(state.m_l))
+    mark: Float32 = np.where(inside, np.float32(0), np.float32(np.nan))
     return mark
 
 

@@ -10,10 +10,12 @@ __device__ __forceinline__ s32 visible_tiles(const AttentionParams& p, s32 first
     return keys > 0 ? (keys + kBc - 1) / kBc : 0;
 }
 
-// The step at key j0 has a key that row `first_row`, the most restricted of its warp, may not see: keys are sorted inside
-// their block of 64.
+// Keys are sorted inside their block of 64: a shorter step may hold any key of its block.
+__device__ __forceinline__ s32 first_key(s32 j0) { return kStep < 64 ? j0 / 64 * 64 : j0; }
+
+// The step at key j0 may have a key that row `first_row`, the most restricted of its warp, does not see.
 __device__ __forceinline__ bool needs_mask(const AttentionParams& p, s32 j0, s32 first_row) {
-    return j0 / 64 * 64 + max(kStep, 64) > min(p.kv_len, first_row + p.causal_offset + 1);
+    return first_key(j0) + max(kStep, 64) > min(p.kv_len, first_row + p.causal_offset + 1);
 }
 
 // Key at stored position j (`place`: its original place inside its block of 64) is hidden from `row`.

@@ -89,23 +89,25 @@ __device__ __forceinline__ void second_product(Output& o, const u32 (&p)[kM][kPS
         }
 }
 
-// O += w s_v (P V) in float32, 32 channels at a time: the tile's integers need few registers and start at the bias.
+// O += w s_v (P V) in float32, some channels at a time: the tile's integers need few registers and start at the bias.
+constexpr s32 kChunk = kD < 192 ? 4 : 2;  // 8-channel MMA tiles
+
 __device__ __forceinline__ void second_product_scaled(Output& o, const u32 (&p)[kM][kPSteps][4], u32 stage,
                                                       const Places& at, const float (&w)[kM][2], s32 first,
                                                       s32 t) {
     const u32 v_scales =
         stage + at.k_scale + (kStageVScale - kStageKScale) + (kKToken ? 0 : 4 * t);  // + 8t in all
 #pragma unroll
-    for (s32 chunk = 0; chunk < kNd; chunk += 4) {
-        s32 i[kM][4][4];
+    for (s32 chunk = 0; chunk < kNd; chunk += kChunk) {
+        s32 i[kM][kChunk][4];
 #pragma unroll
         for (s32 m = 0; m < kM; ++m)
 #pragma unroll
-            for (s32 e = 0; e < 16; ++e) i[m][e / 4][e % 4] = kScoreBias;
+            for (s32 e = 0; e < 4 * kChunk; ++e) i[m][e / 4][e % 4] = kScoreBias;
 #pragma unroll
         for (s32 ks = 0; ks < kPSteps; ++ks)
 #pragma unroll
-            for (s32 n = 0; n < 4; n += 2) {
+            for (s32 n = 0; n < kChunk; n += 2) {
                 u32 b[4];
                 load_values(b, stage + at.v, chunk + n, first + ks);
 #pragma unroll
@@ -115,7 +117,7 @@ __device__ __forceinline__ void second_product_scaled(Output& o, const u32 (&p)[
                 }
             }
 #pragma unroll
-        for (s32 n = 0; n < 4; ++n) {
+        for (s32 n = 0; n < kChunk; ++n) {
             float2 v_scale = make_float2(1.0f, 1.0f);  // of channels 8n + 2t and 8n + 2t + 1
             if constexpr (kVBlock) v_scale = load_float2(v_scales + 32 * (chunk + n));
 #pragma unroll

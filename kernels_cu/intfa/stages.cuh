@@ -28,24 +28,33 @@ static_assert(kStagesBytes >= kWarps * 8 * kD * 4, "the epilogue turns 8 rows of
 static_assert(kStagesBytes + kQBytes == INTFA_SHARED_BYTES, "cupy_intfa counts other bytes of shared memory");
 #endif
 
-// Where a thread's first unit of a tile of rows goes, if a pass of all threads is whole groups of 8 rows: then the
-// places of its other units are constants away.
+// A pass of all threads over a tile of rows: whole groups of 8 rows where the threads are enough, so that the places of
+// a thread's units are constants apart (the last threads may idle).
+template <u32 kRow>
+struct Pass {
+    static constexpr u32 kUnits = kRow / 16, kAtOnce = kThreads / kUnits;
+    static constexpr u32 kRows = kAtOnce < 8 ? kAtOnce : kAtOnce / 8 * 8;
+    static constexpr bool kConstant = kRows % 8 == 0;
+};
+
+// Where a thread's first unit goes, if the others are constants away.
 template <u32 kRow>
 __device__ __forceinline__ u32 copy_place() {
-    constexpr u32 kUnits = kRow / 16;
-    return kThreads / kUnits % 8 == 0 ? swizzled<kRow>(threadIdx.x / kUnits, threadIdx.x % kUnits) : 0;
+    using P = Pass<kRow>;
+    return P::kConstant ? swizzled<kRow>(threadIdx.x / P::kUnits, threadIdx.x % P::kUnits) : 0;
 }
 
-// Rows that follow each other in device memory to swizzled rows: a thread copies one unit of every kPass-th row. `from`
-// is at its first unit, `to` at copy_place().
+// Rows that follow each other in device memory to swizzled rows, a unit of one row in each pass. `from` is at the
+// thread's first unit, `to` at copy_place().
 template <u32 kRows, u32 kRow>
 __device__ __forceinline__ void copy_tile(u32 to, const u8* from) {
-    constexpr u32 kUnits = kRow / 16, kPass = kThreads / kUnits;
-    const u32 row = threadIdx.x / kUnits, unit = threadIdx.x % kUnits;
+    using P = Pass<kRow>;
+    const u32 row = threadIdx.x / P::kUnits, unit = threadIdx.x % P::kUnits;
 #pragma unroll
-    for (u32 first = 0; first < kRows; first += kPass)
-        if ((kThreads % kUnits == 0 || row < kPass) && (kRows % kPass == 0 || first + row < kRows))
-            copy16(to + (kPass % 8 == 0 ? first * kRow : swizzled<kRow>(first + row, unit)),
+    for (u32 first = 0; first < kRows; first += P::kRows)
+        if ((kThreads == P::kRows * P::kUnits || row < P::kRows) &&
+            (kRows % P::kRows == 0 || first + row < kRows))
+            copy16(to + (P::kConstant ? first * kRow : swizzled<kRow>(first + row, unit)),
                    from + first * kRow);
 }
 

@@ -5,6 +5,7 @@ A test compiles one build in its own process, so that -n 2 uses two cores: NVRTC
 
 import multiprocessing
 import os
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 
@@ -18,14 +19,15 @@ from cupy_intfa import PRESETS
 from cupy_intfa.plan import make_plan
 
 LIMIT = 150  # builds in the default selection
-ATTENTION = attention_builds()
+TAKEN, NAMED = attention_builds()
 QUANTIZE = quantize_builds(500)
-# All pairs of the attention kernels; of the quantise kernels, the most pairs that the limit leaves room for.
-PICKED_ATTENTION = pairwise(ATTENTION)
-PICKED_QUANTIZE = pairwise(QUANTIZE)[: LIMIT - len(PICKED_ATTENTION)]
+# All pairs of what the plan takes by itself; of the rest every value, and the most pairs that there is room for.
+SELECTED = pairwise(TAKEN)
+SELECTED += pairwise(NAMED)[: (LIMIT - len(SELECTED)) // 4]
+SELECTED += pairwise(QUANTIZE)[: LIMIT - len(SELECTED)]
 
 
-@pytest.mark.parametrize("build", [*PICKED_ATTENTION, *PICKED_QUANTIZE], ids=str)
+@pytest.mark.parametrize("build", SELECTED, ids=str)
 def test_build(build: Build) -> None:
     found = examine(build)
     assert not found, "\n".join(found)
@@ -34,7 +36,7 @@ def test_build(build: Build) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", DEVICES)
 def test_all_builds_of_an_architecture(arch: str) -> None:
-    builds = [build for build in (*attention_builds(every_row=True), *QUANTIZE) if build.device.arch == arch]
+    builds = [build for build in (*TAKEN, *NAMED, *QUANTIZE) if build.device.arch == arch]
     workers = max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
     # Spawned: a fork of a process with threads can hang, and Python 3.12 warns of it.
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
@@ -42,14 +44,14 @@ def test_all_builds_of_an_architecture(arch: str) -> None:
     assert not found, "\n".join(found)
 
 
+def values_of(builds: Sequence[Build]) -> set[tuple[str, str, str]]:
+    return {(b.source, *item) for b in builds for item in (("arch", b.device.arch), *b.macros.items())}
+
+
 def test_selection_meets_every_source_architecture_and_value() -> None:
-    for every, picked in ((ATTENTION, PICKED_ATTENTION), (QUANTIZE, PICKED_QUANTIZE)):
-        values, met = (
-            {(b.source, *item) for b in builds for item in (("arch", b.device.arch), *b.macros.items())}
-            for builds in (every, picked)
-        )
-        assert met == values
-    assert {build.device.arch for build in PICKED_ATTENTION} == set(DEVICES), "a device that no kernel runs on"
+    assert len(SELECTED) == len(set(SELECTED)) <= LIMIT
+    assert values_of(SELECTED) == values_of((*TAKEN, *NAMED, *QUANTIZE))
+    assert {build.device.arch for build in TAKEN} == set(DEVICES), "a device that no kernel runs on"
 
 
 def forced(build: Build, **values: int) -> Build:
@@ -91,20 +93,33 @@ def test_gate_sees_what_does_not_fit(fast: Build) -> None:
     assert [fault for fault in faults(fast, crowded) if "do not fit" in fault]
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "ptxas info    : (C7510) Potential Performance Loss: wgmma.mma_async instructions are serialized",
+        "kernel.cu(7): warning #177-D: variable was declared but never referenced",
+    ],
+)
+def test_gate_sees_what_the_compiler_says(fast: Build, line: str) -> None:
+    compiled = build_kernel(fast)
+    assert list(faults(fast, compiled)) == []
+    assert list(faults(fast, replace(compiled, log=f"{compiled.log}\n{line}"))) == [line]
+
+
 def test_gate_sees_instructions_of_another_architecture_missing(fast: Build) -> None:
     on_turing = build_kernel(replace(fast, device=DEVICES["sm_75"]))
     missing = {fault for fault in faults(fast, on_turing) if fault.startswith("no ")}
     assert missing == {"no LDGSTS.E.BYPASS.128", "no IMMA.16832.S8.S8", "no IMMA.16832.U8.S8"}
 
 
-@pytest.mark.parametrize("source", sorted({build.source for build in (*ATTENTION, *QUANTIZE)}))
+@pytest.mark.parametrize("source", sorted({build.source for build in SELECTED}))
 def test_a_wrong_count_of_bytes_does_not_compile(source: str) -> None:
-    build = next(build for build in (*ATTENTION, *QUANTIZE) if build.source == source)
+    build = next(build for build in SELECTED if build.source == source)
     counted = {
         name: int(value) for name, value in (define.split("=") for define in build.defines) if name.endswith("_BYTES")
     }
     assert "PARAMS_BYTES" in counted
-    assert ("SHARED_BYTES" in counted) == (build in ATTENTION)
+    assert ("SHARED_BYTES" in counted) == (build.shared_bytes > 0)
     for name, value in counted.items():
         with pytest.raises(CompileError, match=r"counts other bytes|packs another"):
             build_kernel(forced(build, **{name: value + 4}))

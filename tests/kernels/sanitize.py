@@ -1,0 +1,59 @@
+"""Every kernel, at the smallest sizes that meet its edges: what compute-sanitizer runs, which slows a kernel a lot.
+
+    compute-sanitizer --tool memcheck python -m kernels.sanitize
+
+`make sanitize` runs it for memcheck and for racecheck.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+from kernels.harness import ROWS, TILES, runs, spread, to_device
+from strategies import DTYPES, Case
+
+from cupy_intfa import PRESETS, attention, attention_quantized, get_recipe, quantize_qkv
+from cupy_intfa.recipe import Recipe
+
+EDGES = Case(heads=2, q_len=70, kv_len=130, is_causal=True, causal_alignment="bottom_right")
+
+
+def calls() -> Iterator[tuple[str, Recipe, Case]]:
+    """Give kernel, recipe and case: presets and dtypes go round the head dimensions, `fast` and `precise` meet all."""
+    head_dims = [sizes[0] for sizes in TILES.values()]
+    for start, name in enumerate(ROWS):
+        for i, preset in enumerate(PRESETS):
+            every = preset in ("fast", "precise")
+            for head_dim in head_dims if every else [head_dims[(start + i) % len(head_dims)]]:
+                yield name, PRESETS[preset], replace(EDGES, head_dim=head_dim, dtype=DTYPES[i % 4])
+        for changes in ({"k_granularity": "tensor", "q_granularity": "tensor"}, {"smooth_k": True, "rotate": True}):
+            yield name, get_recipe("paper", **changes), replace(EDGES, head_dim=96, dtype="float16")
+        # Rows that put their sums aside on the way, and more rows than the mask shows keys to.
+        yield name, get_recipe("paper", p_levels=255), Case(q_len=3, kv_len=65_600, head_dim=16, dtype="float16")
+        yield name, PRESETS["fast"], replace(EDGES, q_len=140, kv_len=65)
+
+
+def main() -> None:
+    """Run them all, each array in an allocation of its own: inside a pool's block nothing is out of bounds."""
+    import cupy as cp
+
+    cp.cuda.set_allocator(None)
+    done = 0
+    for (name, recipe, case), layout in zip(calls(), itertools.cycle(("bhsd", "bshd"))):
+        if not runs(name, recipe):
+            continue
+        arrays = [to_device(x if layout == "bhsd" else x.swapaxes(1, 2)) for x in case.arrays()]
+        _, out = spread(arrays[0].shape, case.dtype)
+        _, lse = attention(*arrays, recipe=recipe, layout=layout, out=out, return_lse=True, backend=name, **case.mask)
+        dense = attention_quantized(quantize_qkv(*arrays, recipe=recipe, layout=layout), backend=name, **case.mask)
+        assert (out.view(f"u{out.itemsize}") == dense.view(f"u{out.itemsize}")).all(), f"{name}, {recipe.name}, {case}"
+        assert not np.isnan(lse.get()).any()
+        done += 1
+    print(f"{done} calls of {len(ROWS)} kernels")
+
+
+if __name__ == "__main__":
+    main()
