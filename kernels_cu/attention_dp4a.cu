@@ -1,12 +1,12 @@
-// Computes    out = softmax(scale Q K^T) V and its log-sum-exp on int8 Q, K, V without tensor cores: both products by DP4A
-//             (arXiv 2409.16997, Algorithm 1, and the recipes built on it). sm_61 and later.
+// Computes    out = softmax(scale Q K^T) V and its log-sum-exp on int8 Q, K, V without tensor cores: both products by
+//             DP4A (arXiv 2409.16997, Algorithm 1, and the recipes built on it). sm_61 and later.
 // Grid/Block  1-D grid, one block per (batch, query head, kBr rows), a head's longest causal rows first; 32 kWarps
 //             threads, each warp 16 rows.
 // Inputs      the packing (cupy_intfa/packing.py) through AttentionParams.
 // Outputs     out, any strides and float type; lse where asked for; o_flush as scratch for rows of > 65 536 keys.
 // Tiles       B_r = 16 kWarps rows, B_c = 64 keys, D padded to kD.
-// Fragments   lane 16 half + x owns rows 2r + half of its warp's 16; of S the 4 keys of packed word x of V (they share a
-//             group scale), so that its 4 bytes of P are one word; of O the channels 16n + x. See intfa/dp4a.cuh.
+// Fragments   lane 16 half + x owns rows 2r + half of its warp's 16; of S the 4 keys of packed word x of V (they share
+//             a group scale), so that its 4 bytes of P are one word; of O the channels 16n + x. See intfa/dp4a.cuh.
 // Shared map  Shared, in units of 16 bytes: Q [kD/16][kBr], K [kD/16][64] with the keys of word x at x, 16 + x, 32 + x,
 //             48 + x, V [4][kD], P [kBr][4]; four floats a row. kBr (kD + 80) + 128 kD bytes, at most 44 KB.
 // Pipeline    tile j     | Copy | Q K^T | softmax + quantise P | P V
@@ -171,7 +171,7 @@ __device__ __forceinline__ void second_product_scaled(s32 (&o)[kLaneRows][kChann
     }
 }
 
-// Bring a row to the maximum of its tile where that is larger. Skipped where it is in neither of the two rows of a warp.
+// Bring a row to the maximum of its tile where that is larger; nothing to do where it is so in neither half of the warp.
 __device__ __forceinline__ void rescale(float& m, float& l, s32 (&o)[kChannels], float m_tile) {
     const bool grew = m_tile > m;
     if (!__any_sync(0xffffffffu, grew)) return;
@@ -266,7 +266,7 @@ __device__ __forceinline__ Place locate(const AttentionParams& p) {
 }
 
 // Before int32 could overflow: add O to floats in device memory, brought to one reference, and start anew. Every lane
-// touches only elements of its own, so nothing needs to be ordered. A reference of -inf: nothing is there yet, not even 0.
+// touches only elements of its own, so nothing needs to be ordered. A reference of -inf: nothing is there, not even 0.
 __device__ __forceinline__ void flush(const AttentionParams& p, Shared& shared, LaneState& state) {
     const s32 first = threadIdx.x / 32 * 16 + threadIdx.x / 16 % 2, x = threadIdx.x % 16;
     float* sums = p.o_flush + (locate(p).q_row + first) * kD + x;
@@ -293,7 +293,7 @@ __device__ __forceinline__ void store_rows(const AttentionParams& p, const Place
         const s32 row = place.block_row + local;
         const s64 row_index = place.q_row + local;
         const float m = shared.m[local], l = shared.l[local], reference = shared.reference[local];
-        const RowEnd end = end_row(p, row_index, place.kv, shared.c[local], l);
+        const RowEnd end = end_row(p, row_index, place.kv, shared.c[local], m, l);
         const s64 offset = b * p.out_stride[0] + h * p.out_stride[1] + row * p.out_stride[2];
 #pragma unroll 1
         for (s32 d = lane; d < p.head_dim; d += 32) {

@@ -115,7 +115,7 @@ extern "C" __global__ void __launch_bounds__(64) attention_naive(const Attention
         }
     }
 
-    const RowEnd end = end_row(p, row_index, kv, c, l);
+    const RowEnd end = end_row(p, row_index, kv, c, m, l);
 #pragma unroll
     for (s32 n = 0; n < kChannels; ++n) {
         const s32 d = j + 64 * n;

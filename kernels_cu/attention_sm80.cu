@@ -102,7 +102,7 @@ __device__ __forceinline__ void store_rows(const AttentionParams& p, const float
         const s64 row_index = (s64)bh * p.q_pad + row;
         const float row_m = __shfl_sync(0xffffffffu, m, 4 * i), row_l = __shfl_sync(0xffffffffu, l, 4 * i);
         const float row_reference = __shfl_sync(0xffffffffu, reference, 4 * i);
-        const RowEnd end = end_row(p, row_index, kv, __shfl_sync(0xffffffffu, c, 4 * i), row_l);
+        const RowEnd end = end_row(p, row_index, kv, __shfl_sync(0xffffffffu, c, 4 * i), row_m, row_l);
         const s64 offset = b * p.out_stride[0] + h * p.out_stride[1] + row * p.out_stride[2];
 #pragma unroll 1
         for (s32 d = 2 * lane; d < p.head_dim; d += 64) {

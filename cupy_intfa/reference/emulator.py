@@ -335,7 +335,7 @@ def _range_mark(state: _State, queries: _Queries, keys: _Keys, qkv: QuantizedQKV
     largest = np.float32(FORMATS["int4" if recipe.qk_bits == 4 else recipe.qk].largest)
     with np.errstate(over="ignore"):
         reach = queries.c * keys.k_scale.max() * (largest * largest * np.float32(qkv.q.shape[3]))
-    inside = np.isfinite(reach) & ((np.abs(state.m_l) <= MAX_SCORE) | np.isneginf(state.m_l))
+    inside = np.isfinite(reach) & ((np.abs(state.m_l) <= MAX_SCORE) | (state.l == 0))
     mark: Float32 = np.where(inside, np.float32(0), np.float32(np.nan))
     return mark
 

@@ -13,7 +13,8 @@ struct RowEnd {
 };
 
 // row_index = (b Hq + h) q_pad + row, kv_index = b Hkv + kv head; c = scale_log2 s_q of the row.
-__device__ __forceinline__ RowEnd end_row(const AttentionParams& p, s64 row_index, s64 kv_index, float c, float l) {
+__device__ __forceinline__ RowEnd end_row(const AttentionParams& p, s64 row_index, s64 kv_index, float c, float m,
+                                          float l) {
     RowEnd row;
     row.empty = l == 0.0f;
     row.inverse = __frcp_rn(row.empty ? 1.0f : l);
@@ -21,6 +22,8 @@ __device__ __forceinline__ RowEnd end_row(const AttentionParams& p, s64 row_inde
     // Scores that could leave float32 make the row NaN; no score of another row can be infinite.
     float reach = __fmul_rn(__fmul_rn(c, p.k_scale_max[kv_index]), p.score_reach);
     if (!(reach < INTFA_INF)) row.mark = INTFA_NAN;
+    // So does a maximum that float32 has in steps of 1/2: P would lose its levels to the rounding.
+    if (!row.empty && !(fabsf(m) <= kMaxScore)) row.mark = INTFA_NAN;
     return row;
 }
 

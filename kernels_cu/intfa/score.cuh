@@ -2,8 +2,8 @@
 #pragma once
 #include "config.cuh"
 
-// An integer score that starts at 0x4B400000 reads, as a float, 12582912 + S: one FADD, and no conversion on the slow unit,
-// gives S (|S| < 2^22 for D <= 256).
+// An integer score that starts at 0x4B400000 reads, as a float, 12582912 + S: one FADD, and no conversion on the slow
+// unit, gives S (|S| < 2^22 for D <= 256).
 constexpr s32 kScoreBias = 0x4B400000;
 constexpr float kScoreBiasFloat = 12582912.0f;
 constexpr u32 kMinusInfinity = 0xff800000u;  // below every biased score, as a float and as an integer
