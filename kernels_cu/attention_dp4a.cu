@@ -88,14 +88,11 @@ struct KeyScales {
 };
 
 __device__ __forceinline__ KeyScales load_key_scales(const AttentionParams& p, s64 block, s32 x) {
-    if constexpr (kKToken) {
-        const float* s_k = p.k_scale + block * 64 + key_in_slot(x);
-        const float2 low = *(const float2*)s_k, high = *(const float2*)(s_k + 8);
-        return {{low.x, low.y, high.x, high.y}};
-    } else {
-        const float s_k = p.k_scale[block * 4 + x % 4];
-        return {{s_k, s_k, s_k, s_k}};
-    }
+    const float* s_k = p.k_scale + block * (kKToken ? 64 : 4);
+    KeyScales k;
+#pragma unroll
+    for (s32 j = 0; j < 4; ++j) k.of[j] = s_k[kKToken ? key_in_slot(16 * j + x) : x % 4];
+    return k;
 }
 
 // A score in units of log2 is y t. c = scale_log2 s_q of the row.
@@ -171,7 +168,7 @@ __device__ __forceinline__ void second_product_scaled(s32 (&o)[kLaneRows][kChann
     }
 }
 
-// Bring a row to the maximum of its tile where that is larger; nothing to do where it is so in neither half of the warp.
+// Bring a row to the maximum of its tile where that is larger. The halves of the warp hold two rows.
 __device__ __forceinline__ void rescale(float& m, float& l, s32 (&o)[kChannels], float m_tile) {
     const bool grew = m_tile > m;
     if (!__any_sync(0xffffffffu, grew)) return;

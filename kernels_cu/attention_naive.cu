@@ -50,12 +50,14 @@ __device__ __forceinline__ float value(const AttentionParams& p, s64 kv, s32 til
 
 __device__ __forceinline__ float largest(const float (&x)[64]) {
     float top = x[0];
+#pragma unroll 4
     for (s32 j = 1; j < 64; ++j) top = fmaxf(top, x[j]);
     return top;
 }
 
 __device__ __forceinline__ float sum(const float (&x)[64]) {
     float total = 0.0f;
+#pragma unroll 4
     for (s32 j = 0; j < 64; ++j) total += x[j];
     return total;
 }

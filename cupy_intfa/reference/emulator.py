@@ -306,7 +306,7 @@ def _product(p: Float32, v: Float32, pv: str) -> Float32:
 def _epilogue(state: _State, queries: _Queries, keys: _Keys, qkv: QuantizedQKV) -> tuple[Float32, Float32]:
     """Divide by the row sum, restore means, add the marks (Algorithm 1: O_i = diag(l_i)^-1 O_i S_V)."""
     recipe = qkv.recipe
-    empty = state.l == 0
+    empty = np.isneginf(state.m_l)
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         out = state.o * (np.float32(1) / np.where(empty, np.float32(1), state.l))[:, None]
         top = _log2_top(recipe)
@@ -335,7 +335,7 @@ def _range_mark(state: _State, queries: _Queries, keys: _Keys, qkv: QuantizedQKV
     largest = np.float32(FORMATS["int4" if recipe.qk_bits == 4 else recipe.qk].largest)
     with np.errstate(over="ignore"):
         reach = queries.c * keys.k_scale.max() * (largest * largest * np.float32(qkv.q.shape[3]))
-    inside = np.isfinite(reach) & ((np.abs(state.m_l) <= MAX_SCORE) | (state.l == 0))
+    inside = np.isfinite(reach) & ((np.abs(state.m_l) <= MAX_SCORE) | np.isneginf(state.m_l))
     mark: Float32 = np.where(inside, np.float32(0), np.float32(np.nan))
     return mark
 

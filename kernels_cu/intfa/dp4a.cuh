@@ -75,8 +75,7 @@ __device__ __forceinline__ u32 pack_p(float p0, float p1, float p2, float p3) {
     for (s32 e = 0; e < 4; ++e) {
         float x;
         asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"((u16)(h[e / 2] >> 16 * (e % 2))));
-        byte[e] =
-            __float_as_uint(x + 12582912.0f);  // 1.5 · 2^23: the integer, nearest even, is in the low bits
+        byte[e] = __float_as_uint(x + 12582912.0f);  // 1.5 · 2^23: nearest even, in the low bits
     }
     return __byte_perm(__byte_perm(byte[0], byte[1], 0x0040), __byte_perm(byte[2], byte[3], 0x0040), 0x5410);
 #endif

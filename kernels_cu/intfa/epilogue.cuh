@@ -16,7 +16,7 @@ struct RowEnd {
 __device__ __forceinline__ RowEnd end_row(const AttentionParams& p, s64 row_index, s64 kv_index, float c, float m,
                                           float l) {
     RowEnd row;
-    row.empty = l == 0.0f;
+    row.empty = m == -INTFA_INF;
     row.inverse = __frcp_rn(row.empty ? 1.0f : l);
     row.mark = p.q_mark[row_index] + p.kv_mark[kv_index];
     // Scores that could leave float32 make the row NaN; no score of another row can be infinite.

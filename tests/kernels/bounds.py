@@ -12,6 +12,9 @@ constant rounded down are one rounding each, and the FMA's sum is rounded once. 
 - a weight of a tile's own reference: another 12u; the flush of a row at 65 536 keys: the same and four roundings;
 - float products Q Kᵀ: D roundings in float32, twice that on tensor cores, for which scores and maxima differ;
 - the epilogue: eight roundings, and what is subnormal becomes 0.
+
+What a kernel rounds in a way of its own says its `Arithmetic`. That moves its answer by an amount that can be told,
+`Bound.shift`, and so the rest stays as small.
 """
 
 from __future__ import annotations
@@ -36,17 +39,35 @@ LOG2_E = np.float32(1.4426950408889634)
 _ROWS = 256  # at a time: a few arrays of 256 × 1025 float64 stay in the cache
 
 
+@dataclass(frozen=True)
+class Arithmetic:
+    """What a kernel computes otherwise than its twin.
+
+    ``folds_bias``: where K has one scale per group, scores stay 12582912 too large up to the exponent, whose constant
+    takes it off again and is rounded for it, in rows whose largest c·s_k is 2.4·10⁻⁴ at most. ``sums_halves``: an
+    exact row sum adds P rounded to float16, for 8-bit P in pairs of keys j and j + 8 that are rounded once more.
+    """
+
+    folds_bias: bool = False
+    sums_halves: bool = False
+
+
+ARITHMETIC = {"sm80": Arithmetic(folds_bias=True, sums_halves=True), "dp4a": Arithmetic(), "naive": Arithmetic()}
+SCORE_BIAS = 12582912.0
+
+
 @dataclass(frozen=True, eq=False)
 class Bound:
     """|kernel − emulator| of the output (B, Hq, Sq, D) and of the log-sum-exp (B, Hq, Sq).
 
-    ``units`` (B, Hq, Sq, D) is the part of ``out`` that rounding an integer O to a unit has; ``ties`` (B, Hq, Sq)
-    counts the keys whose P stands at a rounding border: a row with none agrees to its float32 roundings and units.
+    ``units`` (B, Hq, Sq, D) is the part of ``out`` that rounding an integer O to a unit has, ``shift`` (B, Hq, Sq, D)
+    what the kernel's own arithmetic adds to the output. ``ties`` (B, Hq, Sq) counts the keys whose P may differ.
     """
 
     out: Float64
     lse: Float64
     units: Float64
+    shift: Float64
     ties: npt.NDArray[np.intp]
 
 
@@ -56,7 +77,7 @@ def share_that_differs(actual: Array, expected: Array, bound: Bound, v: Array) -
     A bound is for the worst case; this sees a wrong algorithm whose error is small. What may differ is what the last
     bits of an exponential decide, and with float Q and K those of their scores.
     """
-    off = np.abs(actual.astype(np.float64) - expected) > 1e-6 * np.abs(v).mean() + bound.units
+    off = np.abs(actual.astype(np.float64) - expected - bound.shift) > 1e-6 * np.abs(v).mean() + bound.units
     return float(off.mean())
 
 
@@ -64,11 +85,18 @@ MOST_DIFFER = {"int8": 0.05, "float16": 0.09, "float8_e4m3": 0.05, "float8_e5m2"
 """By the format of Q and K, on 1024 keys of N(0, 1): measured on an H200 are up to .015, and .073 for float16."""
 
 
-def kernel_bound(qkv: QuantizedQKV, *, scale: float, key_tile: int, causal_offset: int | None = None) -> Bound:
-    """Bound the distance of any kernel from ``emulator.attention`` of the same arguments; NaN where that is NaN."""
+def kernel_bound(
+    qkv: QuantizedQKV,
+    *,
+    scale: float,
+    key_tile: int,
+    causal_offset: int | None = None,
+    arithmetic: Arithmetic = Arithmetic(),  # noqa: B008 (frozen)
+) -> Bound:
+    """Bound the distance of a kernel from ``emulator.attention`` of the same arguments; NaN where that is NaN."""
     batch, heads, q_len, _ = qkv.q.shape
     full, row = qkv.q.shape, qkv.q.shape[:3]
-    bound = Bound(np.zeros(full), np.zeros(row), np.zeros(full), np.zeros(row, np.intp))
+    bound = Bound(np.zeros(full), np.zeros(row), np.zeros(full), np.zeros(full), np.zeros(row, np.intp))
 
     def work(task: tuple[int, int]) -> None:
         b, h = task
@@ -77,8 +105,8 @@ def kernel_bound(qkv: QuantizedQKV, *, scale: float, key_tile: int, causal_offse
             for first in range(0, q_len, _ROWS):
                 rows = slice(first, min(first + _ROWS, q_len))
                 limit = None if causal_offset is None else np.arange(rows.start, rows.stop)[:, None] + causal_offset
-                one = _bound_rows(qkv, (b, h, rows), keys, limit, scale)
-                for name in ("out", "lse", "units", "ties"):
+                one = _bound_rows(qkv, (b, h, rows), keys, limit, scale, arithmetic)
+                for name in ("out", "lse", "units", "shift", "ties"):
                     getattr(bound, name)[b, h, rows] = getattr(one, name)
 
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(4) as pool:
@@ -93,6 +121,7 @@ class _Keys:
     k: Float64  # (T·W, D) codes
     v: Float64  # (T·W, D) codes times scales
     k_scale: npt.NDArray[np.float32]  # (T·W,)
+    k_scale_max: np.float32
     unit: Float64  # (D,) value of one unit of O
     index: npt.NDArray[np.intp]  # (T·W,) original index, or one beyond every limit
     tile: int  # W
@@ -117,6 +146,7 @@ def _keys(qkv: QuantizedQKV, b: int, g: int, key_tile: int) -> _Keys:
             (0, pad),
             constant_values=1,
         ),
+        k_scale_max=qkv.k_scale[b, g].max(),
         unit=np.broadcast_to(value_scales(qkv, b, g, order)[0], v.shape[1:]),
         index=np.pad(order, (0, pad), constant_values=2**40),
         tile=tile,
@@ -142,6 +172,7 @@ class _Scores:
 
     x: Float64  # (rows, T·W)
     off: Float64  # (rows, T·W)
+    bias: Float64  # (rows, T·W) what a kernel that folds the bias has added to them
 
 
 def _scores(
@@ -161,7 +192,9 @@ def _scores(
     off = np.zeros((1, 1)) if recipe.qk == "int8" else 3 * U * q.shape[1] * (np.abs(q) @ np.abs(keys.k).T) * t
     hidden = keys.index >= 2**40 if limit is None else keys.index > np.minimum(limit, 2**39)
     mean = np.zeros(len(q)) if keys.k_mean is None else s_q * (np.abs(q) @ keys.k_mean)
-    return _Scores(np.where(hidden, -np.inf, y * t), np.where(hidden, 0.0, off)), mean
+    folds = (recipe.qk == "int8") & (recipe.k_granularity != "token") & (c * keys.k_scale_max <= np.float32(2.4e-4))
+    bias = np.where(folds, SCORE_BIAS * t, 0.0)
+    return _Scores(np.where(hidden, -np.inf, y * t), np.where(hidden, 0.0, off), bias), mean
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,54 +229,110 @@ def _tiles(recipe: Recipe, x: Float64, tile: int) -> _Tiles:
     )
 
 
-def _bound_rows(qkv: QuantizedQKV, at: tuple[int, int, slice], keys: _Keys, limit: Array | None, scale: float) -> Bound:
+def _terms(p: Float64, recipe: Recipe, halves: bool) -> Float64:
+    """Give what a row sum adds for P before rounding, (rows, T·W)."""
+    if recipe.row_sum == "quantised":
+        return round_p(p, recipe)
+    if not halves:
+        return p
+    half = p.astype(np.float16)
+    if recipe.pv != "float16":
+        pairs = half.reshape(len(p), -1, 2, 8)
+        half = np.stack([pairs[:, :, 0] + pairs[:, :, 1], np.zeros_like(pairs[:, :, 0])], axis=2).reshape(p.shape)
+    return half.astype(np.float64)
+
+
+@dataclass(frozen=True, eq=False)
+class _P:
+    """P of the emulator and of the kernel before rounding, each with its least and largest value, (rows, T·W)."""
+
+    emulator: Float64
+    kernel: Float64
+    off: Float64  # relative
+
+    def ends(self, which: Float64) -> tuple[Float64, Float64]:
+        return np.maximum(which * (1 - self.off) - TINY, 0.0), which * (1 + self.off) + TINY
+
+
+def _probabilities(recipe: Recipe, scores: _Scores, tiles: _Tiles, folds: bool) -> _P:
+    rows, count = tiles.reference.shape
+    base = float(np.log2(np.float32(recipe.p_top))) - _finite(tiles.reference)
+    x, bias = (a.reshape(rows, count, -1) for a in (scores.x, np.broadcast_to(scores.bias, scores.x.shape)))
+
+    def power(more: Float64 | float) -> Float64:
+        constant = _towards(_towards(base, -np.inf)[..., None] - more, -np.inf)
+        exponent: Float64 = (x + more + constant).astype(np.float32).astype(np.float64).reshape(rows, -1)
+        return np.exp2(exponent)
+
+    p, off = power(0.0), np.full((1, 1), EX2)
+    if recipe.qk != "int8":  # neither the exponent's bits nor those of the references are the same
+        reach = np.abs(_finite(scores.x)).max(axis=1, keepdims=True) + 24
+        m_off = scores.off.max(axis=1, keepdims=True)  # of a maximum: that of the farthest score
+        off = EX2 + np.expm1(LN_2 * (scores.off + m_off + 8 * U * reach))
+    return _P(p, power(bias) if folds and recipe.qk == "int8" else p, off)
+
+
+def _bound_rows(
+    qkv: QuantizedQKV,
+    at: tuple[int, int, slice],
+    keys: _Keys,
+    limit: Array | None,
+    scale: float,
+    arithmetic: Arithmetic,
+) -> Bound:
     recipe, width = qkv.recipe, keys.tile
     scores, mean = _scores(qkv, at, keys, limit, scale)
     tiles = _tiles(recipe, scores.x, width)
-    rows, count = tiles.reference.shape
-    m_off = scores.off.max(axis=1, keepdims=True)  # of a maximum: that of the farthest score
+    count = tiles.reference.shape[1]
+    m_off = scores.off.max(axis=1, keepdims=True)
+    p = _probabilities(recipe, scores, tiles, arithmetic.folds_bias)
+    size, weight = np.abs(keys.v), np.repeat(tiles.weight, width, axis=1)
 
-    # P, its error before rounding, and what rounding makes of it.
-    log2_top = float(np.log2(np.float32(recipe.p_top)))
-    constant = _towards(log2_top - _finite(tiles.reference), -np.inf)
-    exponent = (scores.x.reshape(rows, count, width) + constant[..., None]).astype(np.float32).reshape(rows, -1)
-    p = np.exp2(exponent.astype(np.float64))
-    off = np.full((1, 1), EX2)
-    if recipe.qk != "int8":  # neither the exponent's bits nor those of the references are the same
-        reach = np.abs(_finite(scores.x)).max(axis=1, keepdims=True) + 24
-        off = EX2 + np.expm1(LN_2 * (scores.off + m_off + 8 * U * reach))
-    high, low = round_p(p * (1 + off) + TINY, recipe), round_p(np.maximum(p * (1 - off) - TINY, 0.0), recipe)
-    p_off = high - low
-
-    # Relative errors of a tile's part of O and of l: what happens to it from its own tile to the last.
+    # What happens to a tile's part of O and of l from its own tile to the last, relatively.
     drift = (tiles.growths + (recipe.p_reference == "tile")) * (EX2 + 3 * U) + 4 * U * tiles.steps + 2 * LN_2 * m_off
     if scores.x.shape[1] > 65536:
         drift = drift + (scores.x.shape[1] // 65536 + 1) * (EX2 + 4 * U)
     o_drift = drift + (3 * U if recipe.integer_pv else 2 * U * width * (tiles.steps + 1))
-    exact = recipe.row_sum == "exact"
-    l_drift = drift + (U * (width + 19) if exact or not recipe.integer_pv else 2 * U)
-    weight, o_rel, l_rel = (np.repeat(a, width, axis=1) for a in (tiles.weight, o_drift, l_drift))
+    integer_sum = recipe.integer_pv and recipe.row_sum == "quantised"
+    l_drift = drift + (2 * U if integer_sum else U * (width + 19))
+    o_rel, l_rel = (np.repeat(a, width, axis=1) for a in (o_drift, l_drift))
 
-    terms, terms_off = (p, p * off + TINY) if exact else (high, p_off)
-    l = (weight * terms).sum(axis=1)  # noqa: E741 (the paper's letter)
-    l = np.where(l == 0, 1.0, l)[:, None]  # noqa: E741
-    r = ((weight * (terms_off + terms * l_rel)).sum(axis=1)[:, None] + 8 * U * l) / l
-    size = np.abs(keys.v)
+    def row_sum(p: Float64, halves: bool = False) -> Float64:
+        total: Float64 = (weight * _terms(p, recipe, halves)).sum(axis=1)[:, None]
+        return total
+
+    # Rounding is monotone: the ends of P give the ends of what it becomes.
+    low, high = p.ends(p.emulator)
+    kernel_low, kernel_high = p.ends(p.kernel)
+    rounded = round_p(high, recipe)
+    p_off = np.maximum(rounded, round_p(kernel_high, recipe)) - np.minimum(
+        round_p(low, recipe), round_p(kernel_low, recipe)
+    )
+    l = row_sum(p.emulator)  # noqa: E741 (the paper's letter)
+    l = np.where(l == 0, 1.0, l)  # noqa: E741
+    l_off = np.maximum(row_sum(high), row_sum(kernel_high, arithmetic.sums_halves))
+    l_off -= np.minimum(row_sum(low), row_sum(kernel_low, arithmetic.sums_halves))
+    r = (l_off + (weight * rounded * l_rel).sum(axis=1)[:, None]) / l + 8 * U
     integer_o = recipe.integer_pv and recipe.p_reference == "running" and "block" not in recipe.v_granularity
-    units = tiles.units[:, None] * np.abs(keys.unit) * float(integer_o)
-    o_off = (weight * (p_off + high * o_rel)) @ size + units
-    centred = np.abs((weight * high) @ keys.v) / l
-    out = (o_off / l + centred * (r + 8 * U)) / (1 - r) + 4 * U * (centred + keys.v_mean) + TINY * (count + 4)
-    sizes = 3 * np.abs(tiles.last) + 2 * np.abs(np.log2(l[:, 0])) + 2 * abs(log2_top) + 8
+    units = float(integer_o) * tiles.units[:, None] * np.abs(keys.unit)
+    o_off = (weight * (p_off + rounded * o_rel)) @ size + units
+
+    centred = ((weight * round_p(p.emulator, recipe)) @ keys.v) / l
+    own_l = row_sum(p.kernel, arithmetic.sums_halves)
+    shift = ((weight * round_p(p.kernel, recipe)) @ keys.v) / np.where(own_l == 0, 1.0, own_l) - centred
+    out = (o_off / l + np.abs(centred) * (r + 8 * U)) / (1 - r)
+    out += 4 * U * (np.abs(centred) + keys.v_mean) + TINY * (count + 4)
     lse = r[:, 0] / (1 - r[:, 0]) + LN_2 * m_off[:, 0]
     unsure = ~(r < 0.5)  # float products of thousands of nats: left are the hull of the values and the scores' error
     out = np.where(unsure, 2 * size.max(axis=0) * (1 + 2.0**-3), out)
     lse = np.where(unsure[:, 0], 3 * LN_2 * m_off[:, 0] + 2.0**-3, lse)
+    sizes = 3 * np.abs(tiles.last) + 2 * np.abs(np.log2(l[:, 0])) + 2 * np.log2(recipe.p_top) + 8
     lse += 4 * U * sizes + scale * mean * (2 * qkv.q.shape[3] + 16) * U
     empty = np.isneginf(scores.x.max(axis=1))
     return Bound(
         out=np.where(empty[:, None], 0.0, out),
         lse=np.where(empty, 0.0, lse),
         units=units / l,
+        shift=np.where(empty[:, None], 0.0, shift),
         ties=((p_off > 0) & (weight > 0)).sum(axis=1),
     )

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from devices import DEVICES
-from kernels.bounds import Bound, kernel_bound
+from kernels.bounds import ARITHMETIC, Bound, kernel_bound
 from strategies import Array, Case, dtype_of
 from tolerances import assert_within, output_rounding
 
@@ -141,7 +141,7 @@ def twin(name: str, qkv: QuantizedQKV, case: Case) -> tuple[Array, Array, Bound]
         "key_tile": planned(name, qkv.recipe, case).key_tile,
         "causal_offset": case.causal_offset,
     }
-    return *emulator.attention(qkv, **keywords), kernel_bound(qkv, **keywords)
+    return *emulator.attention(qkv, **keywords), kernel_bound(qkv, **keywords, arithmetic=ARITHMETIC[name])
 
 
 def assert_twins(actual: tuple[Array, Array], expected: tuple[Array, Array, Bound], dtype: str, what: str) -> None:
