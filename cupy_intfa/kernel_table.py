@@ -1,8 +1,7 @@
 """The table of CUDA attention kernels: what each can run on which GPU, and with which tiles.
 
 A row is a function (problem, recipe, device) → `KernelChoice`, or the reason why that kernel cannot run the call. The
-plan takes the first row that fits. Tile sizes were measured on an H200 unless a comment says otherwise; where no GPU of
-an architecture was at hand they are the largest that compile without spills and fit its shared memory.
+plan takes the first row that fits.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from cupy_intfa.device import DeviceInfo
 from cupy_intfa.packing import HEAD_DIM_TILES, KEY_BLOCK
 from cupy_intfa.problem import AttentionProblem
 from cupy_intfa.recipe import FLOAT8, Recipe
+from cupy_intfa.tiles import Tile, find_tile, integer_o
 
 LONG_ROW = 65536  # keys; 255 · 127 · 65536 < 2^31: longer rows empty their int32 accumulators on the way
 _FORMATS = {"int8": 0, "float16": 1, "float8_e4m3": 2, "float8_e5m2": 3}  # enum Format in kernels_cu/intfa/config.cuh
@@ -31,7 +31,7 @@ class KernelChoice:
     defines : tuple of str
         ``NAME=value`` pairs, without the prefix ``INTFA_``.
     rows, keys : int
-        B_r and B_c: query rows and keys per tile.
+        B_r, query rows per block, and keys per step of the running maximum.
     threads, shared_bytes : int
         Of a block.
     flush : bool
@@ -48,46 +48,6 @@ class KernelChoice:
     shared_bytes: int
     flush: bool
     reason: str
-
-
-@dataclass(frozen=True)
-class Tile:
-    """Tile sizes of attention_sm80: 16-row tiles per warp, warps, keys, stages, blocks that registers are left for."""
-
-    m_tiles: int
-    warps: int
-    keys: int
-    stages: int
-    min_blocks: int
-
-
-# attention_sm80 on Hopper: per class of recipe, tiles by padded head dimension.
-_SM80_TILES: dict[str, dict[int, Tile]] = {
-    "integer": {
-        32: Tile(1, 4, 64, 3, 4),
-        64: Tile(1, 4, 64, 3, 4),
-        96: Tile(1, 4, 64, 3, 3),
-        128: Tile(1, 4, 64, 3, 3),
-        192: Tile(1, 4, 64, 2, 2),
-        256: Tile(1, 4, 64, 2, 2),
-    },
-    "float_o": {
-        32: Tile(1, 4, 64, 2, 3),
-        64: Tile(1, 4, 64, 2, 3),
-        96: Tile(1, 4, 64, 2, 2),
-        128: Tile(1, 4, 64, 2, 2),
-        192: Tile(1, 4, 64, 2, 1),
-        256: Tile(1, 4, 64, 2, 1),
-    },
-    "half": {
-        32: Tile(1, 4, 64, 2, 3),
-        64: Tile(1, 4, 64, 2, 3),
-        96: Tile(1, 4, 64, 2, 2),
-        128: Tile(1, 4, 64, 2, 2),
-        192: Tile(1, 4, 64, 2, 2),
-        256: Tile(1, 4, 64, 2, 2),
-    },
-}
 
 
 def common_defines(recipe: Recipe, head_dim: int) -> tuple[str, ...]:
@@ -123,25 +83,14 @@ def padded_head_dim(head_dim: int) -> int:
     return next(tile for tile in HEAD_DIM_TILES if tile >= head_dim)
 
 
-def _odd_units(row: int) -> int:
-    """Pad a row of shared memory to an odd number of 16-byte units."""
-    return row if row // 16 % 2 else row + 16
-
-
 def sm80_shared_bytes(recipe: Recipe, head_dim: int, tile: Tile) -> int:
-    """Count the bytes of ``struct Shared`` in attention_sm80.cu."""
-    half = recipe.pv == "float16"
-    k_row = head_dim * (2 if recipe.qk == "float16" else 1)
-    v_rows, v_row = (tile.keys, 2 * head_dim) if half else (tile.keys // 64 * head_dim, 64)
+    """Count the bytes of shared memory that attention_sm80 takes: kernels_cu/intfa/stages.cuh."""
+    qk_row = head_dim * (2 if recipe.qk == "float16" else 1)
+    v_row = head_dim * (2 if recipe.pv == "float16" else 1)
     k_scales = tile.keys if recipe.k_granularity == "token" else tile.keys // 16
-    v_scales = head_dim if recipe.v_granularity in ("block", "block_channel") else 4
-    stage = tile.keys * _odd_units(k_row) + v_rows * _odd_units(v_row) + 4 * (k_scales + v_scales) + tile.keys
-    return tile.stages * (-(-stage // 128) * 128)
-
-
-def _integer_o(recipe: Recipe) -> bool:
-    """Whether O stays in int32 across tiles: no tile brings a factor of its own."""
-    return recipe.integer_pv and recipe.p_reference == "running" and "block" not in recipe.v_granularity
+    v_scales = head_dim if "block" in recipe.v_granularity else 4
+    stage = tile.keys * (qk_row + v_row) + 4 * (k_scales + v_scales)
+    return tile.stages * (-(-stage // 128) * 128) + (tile.rows * qk_row if tile.q_shared else 0)
 
 
 def _sm80(problem: AttentionProblem, recipe: Recipe, device: DeviceInfo) -> KernelChoice | str:
@@ -150,16 +99,16 @@ def _sm80(problem: AttentionProblem, recipe: Recipe, device: DeviceInfo) -> Kern
     if (recipe.qk in FLOAT8 or recipe.pv in FLOAT8) and device.capability < (8, 9):
         return f"8-bit floats have tensor cores from compute capability 8.9 on, {device.name} has {device.arch}"
     head_dim = padded_head_dim(problem.head_dim)
-    integer_o = _integer_o(recipe)
-    kind = "integer" if integer_o else "float_o" if recipe.integer_pv else "half"
-    tile = _SM80_TILES[kind][head_dim]
+    long_rows = integer_o(recipe) and problem.kv_len > LONG_ROW
+    tile = find_tile(device.capability, recipe, head_dim, long_rows)
+    if tile is None:
+        return f"attention_sm80 would spill registers for {recipe.name} at D {head_dim} on {device.arch}"
     shared = sm80_shared_bytes(recipe, head_dim, tile)
     if shared > device.shared_per_block:
         return (
             f"attention_sm80 needs {shared} bytes of shared memory at D {head_dim}, {device.name} has "
             f"{device.shared_per_block} per block"
         )
-    long_rows = integer_o and problem.kv_len > LONG_ROW
     return KernelChoice(
         source="attention_sm80",
         defines=(
@@ -168,11 +117,13 @@ def _sm80(problem: AttentionProblem, recipe: Recipe, device: DeviceInfo) -> Kern
             f"WARPS={tile.warps}",
             f"M_TILES={tile.m_tiles}",
             f"BC={tile.keys}",
+            f"STEP={tile.step}",
+            f"Q_SHARED={int(tile.q_shared)}",
             f"STAGES={tile.stages}",
             f"MIN_BLOCKS={tile.min_blocks}",
         ),
-        rows=16 * tile.m_tiles * tile.warps,
-        keys=tile.keys,
+        rows=tile.rows,
+        keys=tile.step,
         threads=32 * tile.warps,
         shared_bytes=shared,
         flush=long_rows,
@@ -192,7 +143,7 @@ def _dp4a(problem: AttentionProblem, recipe: Recipe, device: DeviceInfo) -> Kern
     head_dim = padded_head_dim(problem.head_dim)
     warps, min_blocks = _DP4A_TILES[head_dim]
     rows = 16 * warps
-    long_rows = _integer_o(recipe) and problem.kv_len > LONG_ROW
+    long_rows = integer_o(recipe) and problem.kv_len > LONG_ROW
     return KernelChoice(
         source="attention_dp4a",
         defines=(

@@ -204,7 +204,7 @@ def make_plan(
     if isinstance(found, KernelChoice) and isinstance(device, DeviceInfo):
         return _cuda_plan(problem, recipe, device, found)
     if backend != "auto":
-        raise NotImplementedError(f"backend={backend!r}: {found}; use backend='numpy', or another recipe or device")
+        raise NotImplementedError(f"backend={backend!r}: {found}; use backend='numpy' or (slow, on any GPU) 'naive'")
     return _numpy_plan(problem, recipe, f"backend='auto', and {found}")
 
 

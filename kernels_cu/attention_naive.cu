@@ -62,7 +62,7 @@ __device__ __forceinline__ float sum(const float (&x)[64]) {
     return total;
 }
 
-extern "C" __global__ void __launch_bounds__(64) attention_naive(const AttentionParams p) {
+extern "C" __global__ void __launch_bounds__(64, INTFA_MIN_BLOCKS) attention_naive(const AttentionParams p) {
     extern __shared__ __align__(16) u8 shared_bytes[];
     Shared& shared = *(Shared*)shared_bytes;
     const s32 j = threadIdx.x;
@@ -82,6 +82,7 @@ extern "C" __global__ void __launch_bounds__(64) attention_naive(const Attention
 
         // S = Q K^T: the score of this thread's key, as y t in units of log2.
         float y = 0.0f, t = c;
+#pragma unroll 4
         for (s32 d = 0; d < kD; ++d) y = fmaf(shared.q[d], decode<kQk>(p.k, key * kD + d), y);
         if (kKToken)
             y = __fmul_rn(y, p.k_scale[key]);
@@ -110,6 +111,7 @@ extern "C" __global__ void __launch_bounds__(64) attention_naive(const Attention
         for (s32 n = 0; n < kChannels; ++n) {
             const s32 d = min(j + 64 * n, kD - 1);
             float pv = 0.0f;
+#pragma unroll 4
             for (s32 other = 0; other < 64; ++other)
                 pv = fmaf(shared.p[other], value(p, kv, tile, other, d), pv);
             if (kVBlock) pv *= p.v_scale[(kv * p.kv_pad / 64 + tile) * kD + d];

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from kernel_matrix import Build
@@ -15,6 +16,7 @@ STATIC_SHARED = 48 * 1024  # the most that a kernel may declare by itself
 LOCAL_MEMORY = ("LDL", "STL", "ld.local", "st.local")
 NATIVE_FLOAT8 = ("sm_89", "sm_120")  # elsewhere, mma.sync on 8-bit floats is made of conversions and HMMA
 
+_WARNING = re.compile(r"warning[ :]|\(C75\d\d\)")  # C75xx: ptxas serialises the tensor-core instructions of Hopper
 # Of CUDA 12, about every architecture before Turing: known, and no reason to stop.
 _EXPECTED_WARNING = "Architectures prior to '<compute/sm>_75' are deprecated"
 
@@ -36,8 +38,7 @@ def examine(build: Build) -> list[str]:
 def faults(build: Build, compiled: Compiled) -> Iterator[str]:
     """Say what is wrong with a compiled kernel: spills, warnings, resources, instructions."""
     for line in compiled.log.splitlines():
-        # C75xx: ptxas serialises the tensor-core instructions of Hopper.
-        if ("warning" in line.lower() or "(C75" in line) and _EXPECTED_WARNING not in line:
+        if _WARNING.search(line) and _EXPECTED_WARNING not in line:
             yield line
     used = resources(compiled)
     if used.stack or used.spilled:

@@ -14,8 +14,12 @@ from cupy_intfa import PRESETS, Recipe, get_recipe
 from cupy_intfa.quantize import quantize_arrays
 from cupy_intfa.reference import emulator
 
-V_TOKEN = get_recipe("fast", v_granularity="token", p_reference="tile")
-RECIPES = {**PRESETS, "v_token": V_TOKEN, "int8x2": get_recipe("fast", pv="int8x2")}
+RECIPES = {
+    **PRESETS,
+    "v_token": get_recipe("paper", v_granularity="token", row_sum="exact"),
+    "v_token_centred": get_recipe("fast", v_granularity="token", p_reference="tile"),
+    "int8x2": get_recipe("fast", pv="int8x2"),
+}
 every_recipe = pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
 
 

@@ -145,9 +145,9 @@ def test_codes_never_pass_the_largest(largest: int) -> None:
 
 @given(st.sampled_from((127, 7)), seeds)
 def test_codes_are_the_rounded_product_with_the_reciprocal(largest: int, seed: int) -> None:
-    """Against exact rational arithmetic: fl(x · fl(1/s)) and then Python's half-to-even, for x as near as can be to ties.
+    """Against exact rational arithmetic: fl(x · fl(1/s)), then Python's half to even.
 
-    There x/s, one rounding instead of two, would give other codes.
+    For x as near as can be to ties, where x/s, one rounding instead of two, would give other codes.
     """
     rng = np.random.default_rng(seed)
     scale = np.float32(rng.uniform(0.5, 1))

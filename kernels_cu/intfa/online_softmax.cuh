@@ -13,8 +13,7 @@
 constexpr s32 kScoreBias = 0x4B400000;
 constexpr float kScoreBiasFloat = 12582912.0f;
 constexpr u32 kMinusInfinity = 0xff800000u;  // below every biased score, as a float and as an integer
-constexpr float kNoKey =
-    -3.402823466e38f;  // maximum of a row that has seen no key: finite, so that it can be subtracted
+constexpr float kNoKey = -3.402823466e38f;   // maximum of a row without a key yet: finite, to be subtracted
 
 constexpr s32 kNs = kStep / 8;                                   // 8-column MMA tiles per step
 constexpr s32 kBlocks = kStep > 64 ? kStep / 64 : 1;             // spans of keys with scales of their own

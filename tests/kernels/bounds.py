@@ -33,7 +33,7 @@ from cupy_intfa import QuantizedQKV, Recipe
 Array = npt.NDArray[Any]
 Float64 = npt.NDArray[np.float64]
 
-EX2 = EXP2 + 4 * U  # the exponential: NumPy's and the GPU's
+EX2 = 4 * U  # ex2.approx, as EXP2 is NumPy's
 LN_2 = float(np.log(2.0))
 LOG2_E = np.float32(1.4426950408889634)
 _ROWS = 256  # at a time: a few arrays of 256 × 1025 float64 stay in the cache
@@ -91,7 +91,7 @@ def kernel_bound(
     scale: float,
     key_tile: int,
     causal_offset: int | None = None,
-    arithmetic: Arithmetic = Arithmetic(),  # noqa: B008 (frozen)
+    arithmetic: Arithmetic = Arithmetic(),
 ) -> Bound:
     """Bound the distance of a kernel from ``emulator.attention`` of the same arguments; NaN where that is NaN."""
     batch, heads, q_len, _ = qkv.q.shape
@@ -244,17 +244,19 @@ def _terms(p: Float64, recipe: Recipe, halves: bool) -> Float64:
 
 @dataclass(frozen=True, eq=False)
 class _P:
-    """P of the emulator and of the kernel before rounding, each with its least and largest value, (rows, T·W)."""
+    """P before rounding as it is meant, and its least and largest value in float32, (rows, T·W)."""
 
-    emulator: Float64
-    kernel: Float64
-    off: Float64  # relative
-
-    def ends(self, which: Float64) -> tuple[Float64, Float64]:
-        return np.maximum(which * (1 - self.off) - TINY, 0.0), which * (1 + self.off) + TINY
+    meant: Float64
+    low: Float64
+    high: Float64
 
 
-def _probabilities(recipe: Recipe, scores: _Scores, tiles: _Tiles, folds: bool) -> _P:
+def _within(p: Float64, off: Array | float) -> _P:
+    return _P(p, np.maximum(p * (1 - off) - TINY, 0.0), p * (1 + off) + TINY)
+
+
+def _probabilities(recipe: Recipe, scores: _Scores, tiles: _Tiles, folds: bool) -> tuple[_P, _P]:
+    """Give P of the emulator and P of the kernel."""
     rows, count = tiles.reference.shape
     base = float(np.log2(np.float32(recipe.p_top))) - _finite(tiles.reference)
     x, bias = (a.reshape(rows, count, -1) for a in (scores.x, np.broadcast_to(scores.bias, scores.x.shape)))
@@ -269,7 +271,7 @@ def _probabilities(recipe: Recipe, scores: _Scores, tiles: _Tiles, folds: bool) 
         reach = np.abs(_finite(scores.x)).max(axis=1, keepdims=True) + 24
         m_off = scores.off.max(axis=1, keepdims=True)  # of a maximum: that of the farthest score
         off = EX2 + np.expm1(LN_2 * (scores.off + m_off + 8 * U * reach))
-    return _P(p, power(bias) if folds and recipe.qk == "int8" else p, off)
+    return _within(p, EXP2), _within(power(bias) if folds and recipe.qk == "int8" else p, off)
 
 
 def _bound_rows(
@@ -285,13 +287,15 @@ def _bound_rows(
     tiles = _tiles(recipe, scores.x, width)
     count = tiles.reference.shape[1]
     m_off = scores.off.max(axis=1, keepdims=True)
-    p = _probabilities(recipe, scores, tiles, arithmetic.folds_bias)
+    p, own = _probabilities(recipe, scores, tiles, arithmetic.folds_bias)
     size, weight = np.abs(keys.v), np.repeat(tiles.weight, width, axis=1)
 
     # What happens to a tile's part of O and of l from its own tile to the last, relatively.
-    drift = (tiles.growths + (recipe.p_reference == "tile")) * (EX2 + 3 * U) + 4 * U * tiles.steps + 2 * LN_2 * m_off
+    drift = (
+        (tiles.growths + (recipe.p_reference == "tile")) * (EX2 + EXP2 + 3 * U) + 4 * U * tiles.steps + 2 * LN_2 * m_off
+    )
     if scores.x.shape[1] > 65536:
-        drift = drift + (scores.x.shape[1] // 65536 + 1) * (EX2 + 4 * U)
+        drift = drift + (scores.x.shape[1] // 65536 + 1) * (EX2 + EXP2 + 4 * U)
     o_drift = drift + (3 * U if recipe.integer_pv else 2 * U * width * (tiles.steps + 1))
     integer_sum = recipe.integer_pv and recipe.row_sum == "quantised"
     l_drift = drift + (2 * U if integer_sum else U * (width + 19))
@@ -302,24 +306,21 @@ def _bound_rows(
         return total
 
     # Rounding is monotone: the ends of P give the ends of what it becomes.
-    low, high = p.ends(p.emulator)
-    kernel_low, kernel_high = p.ends(p.kernel)
-    rounded = round_p(high, recipe)
-    p_off = np.maximum(rounded, round_p(kernel_high, recipe)) - np.minimum(
-        round_p(low, recipe), round_p(kernel_low, recipe)
-    )
-    l = row_sum(p.emulator)  # noqa: E741 (the paper's letter)
+    ends = [[round_p(x, recipe) for x in (one.low, one.high)] for one in (p, own)]
+    p_off = np.maximum(ends[0][1] - ends[1][0], ends[1][1] - ends[0][0])
+    sums = [[row_sum(x) for x in (p.low, p.high)], [row_sum(x, arithmetic.sums_halves) for x in (own.low, own.high)]]
+    l_off = np.maximum(sums[0][1] - sums[1][0], sums[1][1] - sums[0][0])
+    l = row_sum(p.meant)  # noqa: E741 (the paper's letter)
     l = np.where(l == 0, 1.0, l)  # noqa: E741
-    l_off = np.maximum(row_sum(high), row_sum(kernel_high, arithmetic.sums_halves))
-    l_off -= np.minimum(row_sum(low), row_sum(kernel_low, arithmetic.sums_halves))
+    rounded = np.maximum(ends[0][1], ends[1][1])
     r = (l_off + (weight * rounded * l_rel).sum(axis=1)[:, None]) / l + 8 * U
     integer_o = recipe.integer_pv and recipe.p_reference == "running" and "block" not in recipe.v_granularity
     units = float(integer_o) * tiles.units[:, None] * np.abs(keys.unit)
     o_off = (weight * (p_off + rounded * o_rel)) @ size + units
 
-    centred = ((weight * round_p(p.emulator, recipe)) @ keys.v) / l
-    own_l = row_sum(p.kernel, arithmetic.sums_halves)
-    shift = ((weight * round_p(p.kernel, recipe)) @ keys.v) / np.where(own_l == 0, 1.0, own_l) - centred
+    centred = ((weight * round_p(p.meant, recipe)) @ keys.v) / l
+    own_l = row_sum(own.meant, arithmetic.sums_halves)
+    shift = ((weight * round_p(own.meant, recipe)) @ keys.v) / np.where(own_l == 0, 1.0, own_l) - centred
     out = (o_off / l + np.abs(centred) * (r + 8 * U)) / (1 - r)
     out += 4 * U * (np.abs(centred) + keys.v_mean) + TINY * (count + 4)
     lse = r[:, 0] / (1 - r[:, 0]) + LN_2 * m_off[:, 0]
