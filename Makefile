@@ -27,7 +27,7 @@ test: $(call ready,test) ## every test that needs no GPU (NumPy backend, kernels
 	$(PY) -m pytest -n 2 -m '$(MARKS)' --nbmake
 
 test-gpu: $(call ready,test) ## the tests that need a GPU; fails where there is none
-	$(PY) -m pytest -n 8 -m gpu --require-gpu
+	$(PY) -m pytest -n 8 -p no:benchmark -m gpu --require-gpu
 
 bench: $(call ready,bench) ## speed against the rivals that are installed, as JSON
 	$(PY) -m cupy_intfa bench

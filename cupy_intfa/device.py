@@ -71,7 +71,6 @@ def device_info(ordinal: int) -> DeviceInfo:
     )
 
 
-@cache
 def default_device() -> DeviceInfo | str:
     """Find the GPU that NumPy arrays travel to.
 
@@ -80,9 +79,21 @@ def default_device() -> DeviceInfo | str:
     DeviceInfo or str
         CuPy's current device, or the reason why there is none.
     """
+    reason = _why_none()
+    if reason is not None:
+        return reason
+    import cupy
+
+    return device_info(int(cupy.cuda.Device().id))  # asked every time: the current device is the thread's, and changes
+
+
+@cache
+def _why_none() -> str | None:
+    """Tell why CuPy has no GPU, if it has none; found out once, because a failed import is tried again each time."""
     try:
         import cupy
 
-        return device_info(cupy.cuda.Device().id)
+        device_info(int(cupy.cuda.Device().id))
     except Exception as error:  # a missing driver, a broken wheel, a read-only home: CuPy raises many kinds
         return f"{type(error).__name__}: {error}"
+    return None

@@ -67,6 +67,8 @@ def no_packing(recipe: Recipe) -> str | None:
     """Tell why no CUDA kernel runs a recipe, if none does."""
     if recipe.pv == "int8x2":
         return "pv='int8x2' is in the NumPy backend only: on GPUs float16 P is faster and more accurate"
+    if recipe.qk not in ("int8", recipe.pv):
+        return f"qk={recipe.qk!r} with pv={recipe.pv!r} is in the NumPy backend only: a float Q goes with the same P"
     if recipe.v_granularity == "token":
         return "v_granularity='token' is in the NumPy backend only: expected tensor, channel, block or block_channel"
     if recipe.key_block != KEY_BLOCK:

@@ -88,11 +88,14 @@ struct KeyScales {
 };
 
 __device__ __forceinline__ KeyScales load_key_scales(const AttentionParams& p, s64 block, s32 x) {
-    const float* s_k = p.k_scale + block * (kKToken ? 64 : 4);
-    KeyScales k;
-#pragma unroll
-    for (s32 j = 0; j < 4; ++j) k.of[j] = s_k[kKToken ? key_in_slot(16 * j + x) : x % 4];
-    return k;
+    if (kKToken) {
+        const float* s_k = p.k_scale + block * 64 + key_in_slot(x);
+        const float2 low = *(const float2*)s_k, high = *(const float2*)(s_k + 8);
+        return {{low.x, low.y, high.x, high.y}};
+    } else {
+        const float s_k = p.k_scale[block * 4 + x % 4];
+        return {{s_k, s_k, s_k, s_k}};
+    }
 }
 
 // A score in units of log2 is y t. c = scale_log2 s_q of the row.

@@ -52,7 +52,7 @@ __device__ __forceinline__ void load_mean(const float* mean, s64 head, s32 chann
 // returns which rows hold what is not finite: bit j for row j.
 template <bool kKeys, bool kTrusting>
 __device__ __forceinline__ u32 read_rows(const Reader& reader, const Tile& tile, s32 first,
-                                         const float (&mean)[8], float (&x)[4][8]) {
+                                         const float* k_mean, float (&x)[4][8]) {
     constexpr bool kCentre = kKeys && kSmoothK;
     u32 bad = 0;
     if (kTrusting ? reader.channels <= 0 : true) set_zero(x);
@@ -62,6 +62,8 @@ __device__ __forceinline__ u32 read_rows(const Reader& reader, const Tile& tile,
             if (kTrusting || first + 16 * j < tile.count) reader.read(first + 16 * j, x[j]);
         }
     }
+    float mean[8];
+    if constexpr (kCentre) load_mean(k_mean, tile.bh, 8 * (threadIdx.x % kLanes), mean);
 #pragma unroll
     for (s32 j = 0; j < 4; ++j) {
         if (!kTrusting) bad |= (u32)clean(x[j]) << j;
@@ -137,17 +139,16 @@ __device__ __forceinline__ void quantise_rows(const QuantizeParams& p, const Til
     const s32 lane = threadIdx.x % kLanes, channel = 8 * lane, first = threadIdx.x / kLanes;
     const s32 row = first + 16 * (lane % 4);  // the row whose numbers this lane keeps
 
-    float x[4][8], absmax[4], mean[8];
+    float x[4][8], absmax[4];
     const Reader reader(kKeys ? p.k : p.q, tile.b, tile.h, tile.start, channel, p.head_dim);
-    if constexpr (kKeys && kSmoothK) load_mean(p.k_mean, tile.bh, channel, mean);
     u32 bad = 0;
     bool trusted = tile.count == kBlockRows;
     if (trusted) {
-        read_rows<kKeys, true>(reader, tile, first, mean, x);
+        read_rows<kKeys, true>(reader, tile, first, p.k_mean, x);
         // What is not finite when it is read is not finite after centring and rotating.
         trusted = __all_sync(kAllLanes, all_finite(x));
     }
-    if (!trusted) bad = read_rows<kKeys, false>(reader, tile, first, mean, x);
+    if (!trusted) bad = read_rows<kKeys, false>(reader, tile, first, p.k_mean, x);
 #pragma unroll
     for (s32 j = 0; j < 4; ++j) absmax[j] = absmax_of(x[j]);
     const u32 magnitude = __float_as_uint(combine_rows<Larger>(absmax));
@@ -175,7 +176,7 @@ __device__ __forceinline__ void quantise_rows(const QuantizeParams& p, const Til
     const float scale = row < tile.count ? scale_of<kQk>(__uint_as_float(span), kQkLargest) : 1.0f;
     const float inverse = __frcp_rn(scale);
 
-    float dot[4];
+    float dot[4], mean[8];
     if constexpr (!kKeys && kSmoothK) {
         load_mean(p.k_mean, (s64)tile.b * p.kv_heads + tile.h / (p.heads / p.kv_heads), channel, mean);
         if constexpr (kRotate > 1) rotate(mean);

@@ -1,8 +1,6 @@
-"""Every kernel that the package can compile, as its Python tables say it, and a selection that meets every pair.
+"""Every kernel that the package can compile, as its Python tables say it, and selections that meet all pairs of macros.
 
-A build is one source with one set of macros for one device. `pairwise` picks builds until any two values of two macros
-(the architecture counts as one) that stand together in some build of a source stand together in a picked one; the
-first builds that it picks meet every value.
+A build is one source with one set of macros for one device.
 """
 
 from __future__ import annotations
@@ -122,21 +120,24 @@ def quantize_builds(draws: int) -> list[Build]:
     return list(builds)
 
 
-def pairwise(builds: Sequence[Build]) -> list[Build]:
-    """Pick builds until every pair is met: each time the one that brings most new values, then most new pairs."""
-    numbers: dict[tuple[str, tuple[tuple[str, str], ...]], int] = {}
-    rows = []
-    for build in builds:
-        items = {"arch": build.device.arch, **build.macros}.items()
-        met = (*combinations(items, 1), *combinations(items, 2))
-        rows.append([numbers.setdefault((build.source, combination), len(numbers)) for combination in met])
-    worth = np.array([1 if len(combination) == 2 else 1000 for _, combination in numbers] + [0])
-    table = np.full((len(rows), max(map(len, rows))), -1)  # a build with fewer macros is filled up with what is worth 0
+def combinations_of(build: Build, size: int) -> set[tuple[object, ...]]:
+    """List the values (1) or pairs of values (2) of a build's macros; the architecture counts as one of them."""
+    items = {"arch": build.device.arch, **build.macros}.items()
+    return {(build.source, *combination) for combination in combinations(items, size)}
+
+
+def cover(builds: Sequence[Build], size: int) -> list[Build]:
+    """Pick builds until all values or pairs that occur in any are met: next always the one that brings most."""
+    numbers: dict[object, int] = {}
+    rows = [[numbers.setdefault(one, len(numbers)) for one in combinations_of(build, size)] for build in builds]
+    missing = np.ones(len(numbers) + 1, np.bool_)
+    missing[-1] = False  # fills up the rows of builds with fewer macros
+    table = np.full((len(rows), max(map(len, rows))), len(numbers))
     for i, row in enumerate(rows):
         table[i, : len(row)] = row
     picked = []
-    while worth.any():
-        best = int(worth[table].sum(axis=1).argmax())
+    while missing.any():
+        best = int(missing[table].sum(axis=1).argmax())
         picked.append(builds[best])
-        worth[table[best]] = 0
+        missing[table[best]] = False
     return picked

@@ -111,7 +111,7 @@ class TestLargeScores:
     def test_the_winner_or_nan_and_never_finite_garbage(self, recipe: Recipe) -> None:
         """Scores from 4·10³ to 4·10³⁸ nats, 10^exponent split between |q| and |k| in every way."""
         for exponent in range(3, 39):
-            for q_exponent in range(max(0, exponent - 38), min(38, exponent) + 1, 3):
+            for q_exponent in range(max(0, exponent - 38), min(38, exponent) + 1, 6):
                 q, k, v = self.dominated(10.0**q_exponent, 10.0 ** (exponent - q_exponent))
                 out, lse = run(q, k, v, recipe)
                 what = f"|q| = 1e{q_exponent}, |k| = 1e{exponent - q_exponent}"

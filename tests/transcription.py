@@ -184,55 +184,90 @@ def _finite(x: Float64) -> Float64:
     return np.where(np.isneginf(x), 0.0, x)
 
 
-def _evaluate_head(
-    qkv: QuantizedQKV, at: tuple[int, int, int], scale: float, key_tile: int, causal_offset: int | None
-) -> Evaluation:
-    recipe, top, (b, _, g) = qkv.recipe, float(qkv.recipe.p_top), at
-    order = stored_order(qkv, b, g)
-    scores = _scores(qkv, at, scale, causal_offset)
-    empty = (scores.s == -np.inf).all(axis=1)
-    v, s_v = qkv.v[b, g].astype(np.float64)[order], value_scales(qkv, b, g, order)
-    per_token = recipe.v_granularity == "token"
-    # V per token: P carries the scale. A value of zeros adds nothing, and its scale must not lead the maximum.
-    folded = scores.s + np.where(v.any(axis=1), np.log(s_v[:, 0]), -np.inf) if per_token else scores.s
-    v = v if per_token else v * s_v
+@dataclass(frozen=True, eq=False)
+class _Weights:
+    """P of one head (Sq, Skv) before and after rounding, its weight, and how far each may be off."""
 
-    reference, last, count = _references(folded, recipe, key_tile)
+    exact: Float64
+    off: Float64  # relative
+    p: Float64
+    p_slack: Float64  # absolute
+    weight: Float64
+    weight_off: Float64  # relative
+    last: Float64  # (Sq,) the maximum of the row, 0 where it has none
+    keys: int  # of a tile
+    tiles: int
+
+
+def _weights(scores: _Scores, folded: Float64, recipe: Recipe, key_tile: int) -> _Weights:
+    top = float(recipe.p_top)
+    reference, last, tiles = _references(folded, recipe, key_tile)
     exact = top * np.exp(folded - _finite(reference))
     weight = np.where(np.isneginf(reference), 0.0, np.exp(np.minimum(_finite(reference) - _finite(last), 0.0)))
     maximum_error = scores.error.max(axis=1, keepdims=True)
     sizes = np.abs(_finite(folded)) + np.abs(_finite(reference)) + 24.0
     off = np.expm1(scores.error + maximum_error + 4 * U * sizes) + EXP2
     p = round_p(exact, recipe)
-    p_low, p_high = exact * (1 - off) - TINY, exact * (1 + off) + TINY
-    p_slack = np.maximum(round_p(np.minimum(p_high, top), recipe) - p, p - round_p(np.maximum(p_low, 0.0), recipe))
-    weight_off = count * (EXP2 + 3 * U) + 2 * maximum_error + 8 * U * (np.abs(_finite(last)) + sizes)
+    low = round_p(np.maximum(exact * (1 - off) - TINY, 0.0), recipe)
+    high = round_p(np.minimum(exact * (1 + off) + TINY, top), recipe)
+    return _Weights(
+        exact=exact,
+        off=off,
+        p=p,
+        p_slack=np.maximum(high - p, p - low),
+        weight=weight,
+        weight_off=tiles * (EXP2 + 3 * U) + 2 * maximum_error + 8 * U * (np.abs(_finite(last)) + sizes),
+        last=_finite(last)[:, 0],
+        keys=min(recipe.key_block if recipe.p_reference == "tile" else key_tile, folded.shape[1]),
+        tiles=tiles,
+    )
 
-    keys = min(recipe.key_block if recipe.p_reference == "tile" else key_tile, len(order))
-    additions = count + 6 + (0 if recipe.integer_pv else keys)
-    o, o_slack = (weight * p) @ v, (weight * (p_slack + p * (weight_off + additions * U))) @ np.abs(v)
-    if per_token:  # the row sum has a reference of its own, the maximum of the true scores, and no factor R
-        top_s = _finite(scores.s.max(axis=1))
-        terms = np.exp(scores.s - top_s[:, None])
-        terms_off = terms * (off + weight_off)
-        back = np.exp(_finite(last)[:, 0] - top_s) / top
-        o, o_slack = o * back[:, None], o_slack * back[:, None]
-        log_unit = top_s
+
+def _row_sum(scores: _Scores, w: _Weights, recipe: Recipe) -> tuple[Float64, Float64, Float64]:
+    """Sum P; the sum's relative error; the logarithm of its unit, which is exp(maximum)/R."""
+    if recipe.v_granularity == "token":  # a reference of its own, the maximum of the true scores, and no factor R
+        log_unit = _finite(scores.s.max(axis=1))
+        terms = np.exp(scores.s - log_unit[:, None])
+        terms_off = terms * (w.off + w.weight_off)
     else:
-        counted = (p, p_slack) if recipe.row_sum == "quantised" else (exact, exact * off)
-        terms, terms_off = weight * counted[0], weight * (counted[1] + counted[0] * weight_off)
-        log_unit = _finite(last)[:, 0] - np.log(top)
-    l = np.where(empty, 1.0, terms.sum(axis=1))  # noqa: E741
-    relative = terms_off.sum(axis=1) / l + (keys + count + 8) * U * (1 + np.abs(log_unit - _finite(last)[:, 0]))
+        log_unit = w.last - np.log(recipe.p_top)
+        counted, slack = (w.p, w.p_slack) if recipe.row_sum == "quantised" else (w.exact, w.exact * w.off)
+        terms, terms_off = w.weight * counted, w.weight * (slack + counted * w.weight_off)
+    total = terms.sum(axis=1)
+    total = np.where(total == 0.0, 1.0, total)  # a row that sees no key
+    roundings = (w.keys + w.tiles + 8) * U * (1 + np.abs(log_unit - w.last))
+    return total, terms_off.sum(axis=1) / total + roundings, log_unit
 
-    out = o / l[:, None]
-    slack = (o_slack / l[:, None] + np.abs(out) * relative[:, None]) / np.maximum(1 - relative, 0.5)[:, None] + TINY
+
+def _evaluate_head(
+    qkv: QuantizedQKV, at: tuple[int, int, int], scale: float, key_tile: int, causal_offset: int | None
+) -> Evaluation:
+    recipe, (b, _, g) = qkv.recipe, at
+    order = stored_order(qkv, b, g)
+    scores = _scores(qkv, at, scale, causal_offset)
+    v, s_v, folded = qkv.v[b, g].astype(np.float64)[order], value_scales(qkv, b, g, order), scores.s
+    if recipe.v_granularity == "token":
+        # P carries the scale of V. A value of zeros adds nothing, and its scale must not lead the maximum.
+        folded = scores.s + np.where(v.any(axis=1), np.log(s_v[:, 0]), -np.inf)
+    else:
+        v = v * s_v
+    w = _weights(scores, folded, recipe, key_tile)
+    total, total_off, log_unit = _row_sum(scores, w, recipe)
+
+    unit = np.exp(w.last - np.log(recipe.p_top) - log_unit) / total
+    additions = w.tiles + 6 + (0 if recipe.integer_pv else w.keys)
+    out = unit[:, None] * ((w.weight * w.p) @ v)
+    out_off = unit[:, None] * ((w.weight * (w.p_slack + w.p * (w.weight_off + additions * U))) @ np.abs(v))
+    least = np.maximum(1 - total_off, 0.5)
+    slack = (out_off + np.abs(out) * total_off[:, None]) / least[:, None] + TINY
     if qkv.v_mean is not None:
         v_mean = qkv.v_mean[b, g].astype(np.float64)
         out = out + v_mean
         slack += 2 * U * (np.abs(out) + np.abs(v_mean))
-    lse = np.log(l) + log_unit + scores.mean
-    lse_slack = relative / np.maximum(1 - relative, 0.5) + maximum_error[:, 0] + scores.mean_error
-    lse_slack += 8 * U * (np.abs(_finite(last)[:, 0]) + np.abs(log_unit) + np.abs(lse) + 24.0)
-    dead, shut = empty[:, None], np.where(empty, -np.inf, lse)
-    return Evaluation(np.where(dead, 0.0, out), shut, np.where(dead, 0.0, slack), np.where(empty, 0.0, lse_slack))
+    lse = np.log(total) + log_unit + scores.mean
+    lse_slack = total_off / least + scores.error.max(axis=1) + scores.mean_error
+    lse_slack += 8 * U * (np.abs(w.last) + np.abs(log_unit) + np.abs(lse) + 24.0)
+
+    empty = (scores.s == -np.inf).all(axis=1)
+    out[empty], lse[empty], slack[empty], lse_slack[empty] = 0.0, -np.inf, 0.0, 0.0
+    return Evaluation(out, lse, slack, lse_slack)

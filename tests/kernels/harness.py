@@ -48,10 +48,10 @@ def planned(name: str, recipe: Recipe, case: Case) -> Plan:
     return make_plan(describe(case), recipe, name, DEVICE)
 
 
-def runs(name: str, recipe: Recipe) -> bool:
+def runs(name: str, recipe: Recipe, head_dim: int = 64) -> bool:
     """Tell whether a kernel runs a recipe on this GPU: what there is to test."""
     try:
-        return planned(name, recipe, Case()).backend == "cuda"
+        return planned(name, recipe, Case(head_dim=head_dim)).backend == "cuda"
     except NotImplementedError:
         return False
 

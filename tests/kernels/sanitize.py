@@ -43,7 +43,7 @@ def main() -> None:
     cp.cuda.set_allocator(None)
     done = 0
     for (name, recipe, case), layout in zip(calls(), itertools.cycle(("bhsd", "bshd"))):
-        if not runs(name, recipe):
+        if not runs(name, recipe, case.head_dim):
             continue
         arrays = [to_device(x if layout == "bhsd" else x.swapaxes(1, 2)) for x in case.arrays()]
         _, out = spread(arrays[0].shape, case.dtype)

@@ -151,7 +151,7 @@ def test_poison_reaches_who_reads_it_and_nobody_else(name: str, preset: str, bad
 def test_the_winner_or_nan_and_never_finite_garbage(name: str, preset: str) -> None:
     """Scores from 4·10⁻³ to 4·10⁷⁶ nats: query and keys along one axis, whose first key wins by half of the logit."""
     recipe = PRESETS[preset]
-    for q_exponent, k_exponent in itertools.product(range(-2, 39, 4), range(0, 39, 2)):
+    for q_exponent, k_exponent in itertools.product(range(-2, 39, 5), range(0, 39, 4)):
         q = np.full((1, 1, 1, 16), 10.0**q_exponent, np.float32)
         k = np.float32(10.0**k_exponent) * np.array([1.0, 0.5, -1.0, 0.0], np.float32)[:, None].repeat(16, axis=1)
         v = np.array([1.0, -1.0, 0.25, 0.5], np.float32)[:, None].repeat(16, axis=1)
@@ -169,12 +169,13 @@ def test_the_winner_or_nan_and_never_finite_garbage(name: str, preset: str) -> N
 
 
 @every_kernel
-@pytest.mark.parametrize("size", [1e-45, 1e-40, 1e-38, 1e-20, 1e20, 1e37])
+@pytest.mark.parametrize("size", [1e-45, 1e-40, 1e-38, 1e-20, 1e20, 1e32, 1e37])
 def test_sizes_from_subnormal_to_huge(name: str, preset: str, size: float) -> None:
     """Values of any size, and queries so large that keys as small have a say."""
     q, k, v = normal(50, 90)
     factor = np.float32(size)
-    check(name, PRESETS[preset], (q, k, v * factor))
+    if PRESETS[preset].v_granularity != "block_channel" or size < 1e33:
+        check(name, PRESETS[preset], (q, k, v * factor))  # with s_v in it, O is 255·90 times as large as a value
     check(name, PRESETS[preset], (q * factor, k, v))
     if 1e-38 < size < 1e30:
         check(name, PRESETS[preset], (q / factor, k * factor, v))
