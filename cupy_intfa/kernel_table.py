@@ -100,6 +100,8 @@ def _sm80(problem: AttentionProblem, recipe: Recipe, device: DeviceInfo) -> Kern
         return f"attention_sm80 needs tensor cores for int8: compute capability 7.5, {device.name} has {device.arch}"
     if (recipe.qk in FLOAT8 or recipe.pv in FLOAT8) and device.capability < (8, 9):
         return f"8-bit floats have tensor cores from compute capability 8.9 on, {device.name} has {device.arch}"
+    if not recipe.integer_pv and recipe.p_reference == "tile":
+        return "attention_sm80 keeps a float P relative to the running maximum only: expected p_reference='running'"
     head_dim = padded_head_dim(problem.head_dim)
     long_rows = integer_o(recipe) and problem.kv_len > LONG_ROW
     tile = find_tile(device.capability, recipe, head_dim, long_rows)

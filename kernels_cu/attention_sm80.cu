@@ -257,7 +257,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, INTFA_MIN_BLOCKS)
                 *(float2*)(turned + g * kD + 8 * n + 2 * t) = pair;
             }
             __syncwarp();
-            const float top = rows[m].m[r] == kNoKey ? -INFTA_INF : rows[m].m[r];
+            const float top = rows[m].m[r] == kNoKey ? -INTFA_INF : rows[m].m[r];
             store_rows(p, turned, bh, kv, warp_row + 16 * m + 8 * r, rows[m].c[r], top, rows[m].l[r],
                        reference[m][r]);
         }
