@@ -52,12 +52,16 @@ def make_qkv(
     ----------
     family : str
         A key of `FAMILIES`; the head of this module describes each.
-    batch, heads, q_len, head_dim : int
-        The shape of q.
+    batch, heads : int
+        Of q.
     kv_heads : int, optional
         Heads of k and v, a divisor of `heads`; `heads` if left out.
+    q_len : int
+        Tokens of q.
     kv_len : int, optional
         Tokens of k and v; `q_len` if left out.
+    head_dim : int
+        Channels.
     seed : int
         Seeds `numpy.random.default_rng`.
     dtype : dtype

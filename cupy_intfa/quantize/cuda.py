@@ -178,10 +178,13 @@ def _launches(p: AttentionProblem, recipe: Recipe, packing: Packing, vector: boo
     # 1024 threads of 64 registers per multiprocessor: on an H200 the preset "fast" at B4 H32 S16k D128 takes 0.96 ms,
     # against 1.05 with 1280 threads and 1.51 with 1536. Wide inputs, single loads, butterflies, 8-bit floats and
     # a scale per tensor need more registers than 64, and would spill.
-    few_registers = vector and p.dtype in ("float16", "bfloat16") and not recipe.rotate
+    is_per_tensor = "tensor" in (recipe.q_granularity, recipe.k_granularity)
+    lean = vector and p.dtype in ("float16", "bfloat16") and not recipe.rotate
+    lean_rows = lean and recipe.qk == "int8" and not is_per_tensor
+    lean_values = lean and recipe.integer_pv
 
-    def launch(source: str, grid: int, threads: int, groups: str, lean: bool = False, **more: int) -> Launch:
-        named = {"PARAMS_BYTES": PARAMS.size, "D": d, "MIN_BLOCKS": 1024 // threads if lean else 1, **more}
+    def launch(source: str, grid: int, threads: int, groups: str, is_lean: bool = False, **more: int) -> Launch:
+        named = {"PARAMS_BYTES": PARAMS.size, "D": d, "MIN_BLOCKS": 1024 // threads if is_lean else 1, **more}
         for group in groups.split():
             named |= options[group]
         return Launch(source=source, defines=tuple(f"{k}={v}" for k, v in named.items()), grid=grid, threads=threads)
@@ -189,17 +192,13 @@ def _launches(p: AttentionProblem, recipe: Recipe, packing: Packing, vector: boo
     statistics = recipe.smooth_k + (recipe.smooth_v or _needs_range(recipe))
     if statistics:
         chunks = statistics * kv_heads * -(-p.kv_len // SUM_CHUNK)
-        yield launch("quantize_statistics", chunks, 2 * d, "load smooth_k values", few_registers)
+        yield launch("quantize_statistics", chunks, 2 * d, "load smooth_k values", lean)
     width = d if recipe.v_granularity == "tensor" else 32  # channels per block
     yield launch("quantize_combine", kv_heads * (d // width), 512 // width * width, "smooth_k spans values v_format")
-    is_per_tensor = "tensor" in (recipe.q_granularity, recipe.k_granularity)
     if is_per_tensor:
         yield launch("quantize_rows", row_blocks, row_threads, "load smooth_k spans qk_format", ABSMAX=1)
-    rows_lean = few_registers and recipe.qk == "int8" and not is_per_tensor
-    yield launch("quantize_rows", row_blocks, row_threads, "load smooth_k spans qk_format sort", rows_lean)
-    yield launch(
-        "quantize_values", key_blocks, 2 * d, "load values v_format sort", few_registers and recipe.pv == "int8"
-    )
+    yield launch("quantize_rows", row_blocks, row_threads, "load smooth_k spans qk_format sort", lean_rows)
+    yield launch("quantize_values", key_blocks, 2 * d, "load values v_format sort", lean_values)
 
 
 def _options(p: AttentionProblem, recipe: Recipe, vector: bool) -> Mapping[str, Mapping[str, int]]:

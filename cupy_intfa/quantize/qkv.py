@@ -124,7 +124,9 @@ class QuantizedQKV:
 
         Returns
         -------
-        q, k, v : ndarray (B, H, S, D), float32
+        q : ndarray (B, Hq, Sq, D), float32
+            On the host, in the coordinates of the inputs: rotation undone, NaN where marked.
+        k, v : ndarray (B, Hkv, Skv, D), float32
             On the host, in the coordinates of the inputs: rotation undone, means added, NaN where marked.
 
         Examples

@@ -90,6 +90,7 @@ def attention(
     lse = np.empty((batch, heads, q_len), np.float32)
 
     def work(task: tuple[int, int]) -> None:
+        """Attend with all query heads of one KV head."""
         b, kv_head = task
         keys = _stored_keys(qkv, b, kv_head)
         for head in range(kv_head * group, (kv_head + 1) * group):

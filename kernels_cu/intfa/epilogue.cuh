@@ -13,8 +13,8 @@ struct RowEnd {
 };
 
 // row_index = (b Hq + h) q_pad + row, kv_index = b Hkv + kv head; c = scale_log2 s_q of the row.
-__device__ __forceinline__ RowEnd end_row(const AttentionParams& p, s64 row_index, s64 kv_index, float c, float m,
-                                          float l) {
+__device__ __forceinline__ RowEnd end_row(const AttentionParams& p, s64 row_index, s64 kv_index, float c,
+                                          float m, float l) {
     RowEnd row;
     row.empty = m == -INTFA_INF;
     row.inverse = __frcp_rn(row.empty ? 1.0f : l);
@@ -32,7 +32,8 @@ __device__ __forceinline__ float end_element(const RowEnd& row, float o, float v
     return (row.empty ? 0.0f : value) + row.mark;
 }
 
-__device__ __forceinline__ float end_lse(const AttentionParams& p, const RowEnd& row, s64 row_index, float m, float l) {
+__device__ __forceinline__ float end_lse(const AttentionParams& p, const RowEnd& row, s64 row_index, float m,
+                                         float l) {
     float lse = (m + log2f(l) - p.log2_top) * kLn2;
     if (p.q_kmean) lse += p.scale * p.q_kmean[row_index];
     return (row.empty ? -INTFA_INF : lse) + row.mark;
@@ -40,15 +41,23 @@ __device__ __forceinline__ float end_lse(const AttentionParams& p, const RowEnd&
 
 __device__ __forceinline__ void store_element(const AttentionParams& p, s64 offset, float value) {
     switch (p.out_dtype) {
-        case kFloat16: ((__half*)p.out)[offset] = __float2half_rn(value); break;
-        case kBFloat16: ((__nv_bfloat16*)p.out)[offset] = __float2bfloat16_rn(value); break;
-        case kFloat32: ((float*)p.out)[offset] = value; break;
-        default: ((double*)p.out)[offset] = value;
+        case kFloat16:
+            ((__half*)p.out)[offset] = __float2half_rn(value);
+            break;
+        case kBFloat16:
+            ((__nv_bfloat16*)p.out)[offset] = __float2bfloat16_rn(value);
+            break;
+        case kFloat32:
+            ((float*)p.out)[offset] = value;
+            break;
+        default:
+            ((double*)p.out)[offset] = value;
     }
 }
 
 // Two neighbouring channels of a row; one 4-byte store where the output allows it.
-__device__ __forceinline__ void store_pair(const AttentionParams& p, s64 offset, bool both, float x, float y) {
+__device__ __forceinline__ void store_pair(const AttentionParams& p, s64 offset, bool both, float x,
+                                           float y) {
     bool aligned = both && p.out_stride[3] == 1 && (((u64)p.out >> 1) + (u64)offset) % 2 == 0;
     if (aligned && p.out_dtype == kFloat16) {
         *(__half2*)((__half*)p.out + offset) = __floats2half2_rn(x, y);

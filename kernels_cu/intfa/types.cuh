@@ -16,7 +16,7 @@ constexpr float kLog2e = 1.4426950408889634f;
 constexpr float kLn2 = 0.6931471805599453f;
 constexpr float kFltMin = 1.17549435e-38f;
 constexpr float kMaxScore = 4194304.0f;  // in units of log2, about 3 million nats
-constexpr s32 kNoMask = 0x3fffffff;  // causal_offset of a call without a mask
+constexpr s32 kNoMask = 0x3fffffff;      // causal_offset of a call without a mask
 
 #define INTFA_INF __int_as_float(0x7f800000)
 #define INTFA_NAN __int_as_float(0x7fffffff)
