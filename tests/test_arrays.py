@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -61,6 +61,45 @@ class TestNumpy:
 
         with pytest.raises(TypeError, match="q: got a Lookalike: expected an array of"):
             cupy_intfa.attention(Lookalike(), Lookalike(), Lookalike())
+
+
+class TestMixed:
+    """Arrays of two libraries or two devices, with stand-ins for libraries that may not be installed."""
+
+    @staticmethod
+    def stand_in(monkeypatch: pytest.MonkeyPatch, library: str, class_name: str, **attributes: Any) -> type:
+        """Make a class that is recognised as the array of a library which is imported."""
+        made = type(class_name, (), attributes)
+        monkeypatch.setitem(sys.modules, library, SimpleNamespace(**{class_name: made}))  # type: ignore[misc]
+        return made
+
+    @pytest.mark.parametrize(("library", "class_name"), [("torch", "Tensor"), ("cupy", "ndarray")])
+    @pytest.mark.parametrize("position", [0, 1, 2])
+    def test_two_libraries_are_refused(
+        self, monkeypatch: pytest.MonkeyPatch, library: str, class_name: str, position: int
+    ) -> None:
+        given: list[Any] = list(CASE.arrays())
+        given[position] = self.stand_in(monkeypatch, library, class_name)()
+        first, other = (library, "numpy") if position == 0 else ("numpy", library)
+        name = "qkv"[position] if position else "k"
+        message = f"^q is a {first} array and {name} a {other} array: expected one library$"
+        for face in (cupy_intfa.attention, cupy_intfa.quantize_qkv, cupy_intfa.explain):
+            with pytest.raises(TypeError, match=message):
+                face(*given)
+
+    def test_out_of_another_library_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        out = self.stand_in(monkeypatch, "torch", "Tensor")()
+        with pytest.raises(TypeError, match="^out is a torch array: expected numpy, like q$"):
+            cupy_intfa.attention(*CASE.arrays(), out=out, **NUMPY)
+
+    def test_two_devices_are_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        made = self.stand_in(monkeypatch, "cupy", "ndarray")
+        q, k, v = made(), made(), made()
+        for x, device in ((q, 0), (k, 0), (v, 1)):
+            x.device = SimpleNamespace(id=device)
+        with pytest.raises(ValueError, match="^q is on CUDA device 0 and v on CUDA device 1: expected one device$"):
+            take_in(q=q, k=k, v=v)
+        assert take_in(q=q, k=k).device == 0
 
 
 class TestTorch:
