@@ -16,7 +16,7 @@ import numpy as np
 
 from cupy_intfa.problem import AttentionProblem
 from cupy_intfa.quantize import QuantizedQKV
-from cupy_intfa.quantize.arithmetic import Array, Namespace, flush
+from cupy_intfa.quantize.arithmetic import Array, Namespace, dot_in_pairs, flush
 from cupy_intfa.quantize.codes import FORMATS
 from cupy_intfa.quantize.keys import invert_index, scale_per_token, take_tokens
 from cupy_intfa.quantize.rotate import rotate
@@ -193,19 +193,9 @@ def pack(qkv: QuantizedQKV, packing: Packing, workspace: Array, xp: Namespace) -
         mean = rotate(qkv.k_mean, xp) if recipe.rotate else qkv.k_mean
         mean = xp.repeat(mean, qkv.q.shape[1] // qkv.k.shape[1], axis=1)[:, :, None]
         with np.errstate(over="ignore", invalid="ignore"):  # of heads that are marked
-            _fill(to["q_kmean"], flush(q_scale * _dot_in_pairs(qkv.q.astype(np.float32), mean, xp), xp))
+            _fill(to["q_kmean"], flush(q_scale * dot_in_pairs(qkv.q.astype(np.float32), mean, xp), xp))
     if index is not None:
         _fill(to["key_index"], (index % KEY_BLOCK).astype(np.uint8))
-
-
-def _dot_in_pairs(x: Array, y: Array, xp: Namespace) -> Array:
-    """Sum x · y over the channels, neighbours first: as a warp's lanes add, so that the kernels get the same bits."""
-    *lead, width = x.shape
-    terms = xp.zeros((*lead, 1 << (width - 1).bit_length()), np.float32)
-    terms[..., :width] = flush(x * y, xp)
-    while terms.shape[-1] > 1:
-        terms = flush(terms[..., ::2] + terms[..., 1::2], xp)
-    return terms[..., 0]
 
 
 def _packed_key_scales(qkv: QuantizedQKV, xp: Namespace) -> Array:

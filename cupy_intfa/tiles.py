@@ -288,7 +288,7 @@ _TILES: Mapping[str, Mapping[str, Mapping[int, Tile]]] = {
             32: Tile(1, 4, 64, 64, 3, 2),
             64: Tile(1, 4, 64, 64, 3, 2),
             96: Tile(1, 4, 64, 64, 3, 2),
-            128: Tile(1, 4, 64, 64, 3, 2),
+            128: Tile(1, 4, 64, 64, 3, 2, q_shared=True),
             192: Tile(1, 4, 64, 32, 2, 1, q_shared=True),
         },
     },

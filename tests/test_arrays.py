@@ -70,7 +70,7 @@ class TestMixed:
     def stand_in(monkeypatch: pytest.MonkeyPatch, library: str, class_name: str, **attributes: Any) -> type:
         """Make a class that is recognised as the array of a library which is imported."""
         made = type(class_name, (), attributes)
-        monkeypatch.setitem(sys.modules, library, SimpleNamespace(**{class_name: made}))  # type: ignore[misc]
+        monkeypatch.setitem(sys.modules, library, SimpleNamespace(**{class_name: made}))
         return made
 
     @pytest.mark.parametrize(("library", "class_name"), [("torch", "Tensor"), ("cupy", "ndarray")])
@@ -89,7 +89,7 @@ class TestMixed:
 
     def test_out_of_another_library_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
         out = self.stand_in(monkeypatch, "torch", "Tensor")()
-        with pytest.raises(TypeError, match="^out is a torch array: expected numpy, like q$"):
+        with pytest.raises(TypeError, match=r"^out is a torch array: expected numpy, like q$"):
             cupy_intfa.attention(*CASE.arrays(), out=out, **NUMPY)
 
     def test_two_devices_are_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,7 +97,7 @@ class TestMixed:
         q, k, v = made(), made(), made()
         for x, device in ((q, 0), (k, 0), (v, 1)):
             x.device = SimpleNamespace(id=device)
-        with pytest.raises(ValueError, match="^q is on CUDA device 0 and v on CUDA device 1: expected one device$"):
+        with pytest.raises(ValueError, match=r"^q is on CUDA device 0 and v on CUDA device 1: expected one device$"):
             take_in(q=q, k=k, v=v)
         assert take_in(q=q, k=k).device == 0
 

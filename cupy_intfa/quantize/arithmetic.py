@@ -102,3 +102,13 @@ def power_of_two_scale(absmax: Array, xp: Namespace) -> Array:
     exponent = xp.frexp(absmax)[1] - 1
     scale = xp.ldexp(xp.ones_like(absmax), xp.maximum(exponent - 14, -126))
     return xp.where(absmax == 0, np.float32(1), scale)
+
+
+def dot_in_pairs(x: Array, y: Array, xp: Namespace) -> Array:
+    """Sum x · y over the channels, neighbours first: as a warp's lanes add, so that the kernels get the same bits."""
+    *lead, width = x.shape
+    terms = xp.zeros((*lead, 1 << (width - 1).bit_length()), np.float32)
+    terms[..., :width] = flush(x * y, xp)
+    while terms.shape[-1] > 1:
+        terms = flush(terms[..., ::2] + terms[..., 1::2], xp)
+    return terms[..., 0]

@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
-from cupy_intfa.quantize.arithmetic import FLOAT32_TINY
+from cupy_intfa.quantize.arithmetic import FLOAT32_TINY, dot_in_pairs, flush
 from cupy_intfa.quantize.codes import FORMATS, round_to_format
 from cupy_intfa.quantize.keys import scale_per_token
 from cupy_intfa.quantize.qkv import QuantizedQKV
@@ -320,7 +320,7 @@ def _epilogue(state: _State, queries: _Queries, keys: _Keys, qkv: QuantizedQKV) 
             out += keys.v_mean
         lse = (state.m_l + np.log2(state.l) - np.float32(top)) * LN_2
         if keys.k_mean is not None:
-            lse += queries.softmax_scale * (queries.scale * (queries.q @ keys.k_mean))
+            lse += queries.softmax_scale * flush(queries.scale * dot_in_pairs(queries.q, keys.k_mean, np), np)
     out[empty], lse[empty] = 0, -np.inf
     mark = queries.mark + keys.mark + _range_mark(state, queries, keys, qkv)
     return out + mark[:, None], lse + mark

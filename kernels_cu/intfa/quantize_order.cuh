@@ -3,8 +3,8 @@
 #pragma once
 #include "quantize_lanes.cuh"
 
-// Rank of a key among the 64 magnitudes, ties by index. A row's lanes share the work: all that keep this row compare it
-// with the same quarter-th part of the keys.
+// Rank of a key among the 64 magnitudes, ties by index. The kLanes / 4 lanes that keep this row share the work: each
+// compares it with its part of the keys.
 __device__ __forceinline__ s32 rank_of(const u32 (&magnitude)[kBlockRows], s32 row) {
     const u32 mine = magnitude[row];
     u32 rank = 0;
