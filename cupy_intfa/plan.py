@@ -204,7 +204,8 @@ def make_plan(
     if isinstance(found, KernelChoice) and isinstance(device, DeviceInfo):
         return _cuda_plan(problem, recipe, device, found)
     if backend != "auto":
-        raise NotImplementedError(f"backend={backend!r}: {found}; use backend='numpy' or (slow, on any GPU) 'naive'")
+        naive = " or, slowly, 'naive'" if isinstance(device, DeviceInfo) and no_packing(recipe) is None else ""
+        raise NotImplementedError(f"backend={backend!r}: {found}; use backend='numpy'{naive}")
     return _numpy_plan(problem, recipe, f"backend='auto', and {found}")
 
 

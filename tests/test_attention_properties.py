@@ -141,7 +141,8 @@ def test_scaling_values_by_a_power_of_two_scales_the_output_exactly(case: Case, 
     keywords: dict[str, Any] = {"recipe": recipe, "return_lse": True, **case.keywords}
     factor = np.float32(2.0**exponent)
     (out, lse), (out_scaled, lse_scaled) = attention(q, k, v, **keywords), attention(q, k, v * factor, **keywords)
-    assert (out_scaled == out * factor).all()
+    subnormal = np.minimum(np.abs(out), np.abs(out_scaled)) < 2.0**-126  # there a factor of 2 may round
+    assert ((out_scaled == out * factor) | subnormal).all()
     assert lse_scaled.tobytes() == lse.tobytes()
 
 
