@@ -3,7 +3,7 @@
 The tiles of ``sm_90`` are the fastest of those measured on an H200 that compile the presets without spills. No GPU of
 the other architectures was at hand: theirs are the same shapes as far as registers and shared memory allow, by the
 count of the compiler. An entry that is missing has no tile without spills. Of the recipes that are no presets about a
-tenth still spill 8 bytes and more, most with a tile reference and V not scaled per block; ``pytest -m slow`` lists them.
+tenth still spill 8 bytes and more, most with a tile reference and V not scaled per block: ``pytest -m slow`` tells.
 """
 
 from __future__ import annotations
