@@ -9,11 +9,9 @@
 #include "ptx_copy.cuh"
 #include "ptx_math.cuh"
 #include "ptx_mma.cuh"
+#include "score.cuh"
 
-constexpr s32 kScoreBias = 0x4B400000;
-constexpr float kScoreBiasFloat = 12582912.0f;
-constexpr u32 kMinusInfinity = 0xff800000u;  // below every biased score, as a float and as an integer
-constexpr float kNoKey = -3.402823466e38f;   // maximum of a row without a key yet: finite, to be subtracted
+constexpr float kNoKey = -3.402823466e38f;  // maximum of a row without a key yet: finite, to be subtracted
 
 constexpr s32 kNs = kStep / 8;                                   // 8-column MMA tiles per step
 constexpr s32 kBlocks = kStep > 64 ? kStep / 64 : 1;             // spans of keys with scales of their own
@@ -29,7 +27,7 @@ struct Rows {
 };
 
 __device__ __forceinline__ float score(s32 bits) {
-    return kQk == kInt8 ? __int_as_float(bits) - kScoreBiasFloat : __int_as_float(bits);
+    return kQk == kInt8 ? unbiased(bits) : __int_as_float(bits);
 }
 
 // (12582912 + |S|) t < 2^12 for D <= 256: the constant of the exponent is known to less than 2^-12.
