@@ -2,8 +2,10 @@
 
 from cupy_intfa.attention import attention, attention_quantized, explain, quantize_qkv
 from cupy_intfa.plan import Plan
+from cupy_intfa.ptxsim import SimulationError, Trace
 from cupy_intfa.quantize import QuantizedQKV
 from cupy_intfa.recipe import PRESETS, Recipe, get_recipe
+from cupy_intfa.simulate import simulate
 
 __version__ = "0.1.0"
 
@@ -12,9 +14,12 @@ __all__ = [
     "Plan",
     "QuantizedQKV",
     "Recipe",
+    "SimulationError",
+    "Trace",
     "attention",
     "attention_quantized",
     "explain",
     "get_recipe",
     "quantize_qkv",
+    "simulate",
 ]

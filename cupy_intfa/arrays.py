@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -121,26 +121,28 @@ def take_in(**named: Any) -> Operands:
     >>> take_in(q=np.zeros(2), k=np.zeros(2)).kind
     'numpy'
     """
-    first, kind = "", ""
+    first = next(iter(named))
+    kind = ""
     for name, x in named.items():
         try:
             found = kind_of(x)
         except TypeError as error:
             raise TypeError(f"{name}: {error}") from None
-        if not first:
-            first, kind = name, found
+        kind = kind or found
         if found != kind:
             raise TypeError(f"{first} is a {kind} array and {name} a {found} array: expected one library")
-    views = [_view(name, x, kind) for name, x in named.items()]
-    device = views[0][1]
-    for name, (_, other) in zip(named, views, strict=True):
-        if other != device:
-            raise ValueError(f"{first} is on {_place(device)} and {name} on {_place(other)}: expected one device")
-    return Operands(tuple(view for view, _ in views), kind, device)
+    views: list[Array] = []
+    devices: list[int | None] = []
+    for name, x in named.items():
+        view, device = _view(name, x, kind)
+        if devices and device != devices[0]:
+            raise ValueError(f"{first} is on {_place(devices[0])} and {name} on {_place(device)}: expected one device")
+        views.append(view)
+        devices.append(device)
+    return Operands(tuple(views), kind, devices[0])
 
 
-@contextmanager
-def on_stream(operands: Operands, device: int) -> Iterator[None]:
+def on_stream(operands: Operands, device: int) -> AbstractContextManager[Any]:
     """Make a device CuPy's current one, and the caller's stream its current stream.
 
     Parameters
@@ -150,21 +152,31 @@ def on_stream(operands: Operands, device: int) -> Iterator[None]:
     device : int
         CUDA device ordinal.
 
-    Yields
-    ------
-    None
+    Returns
+    -------
+    context manager
         What happens inside is ordered with the caller's own work.
     """
     import cupy
 
-    with cupy.cuda.Device(device):
-        if operands.kind == "torch" and operands.device is not None:
-            import torch
+    if operands.kind == "torch" and operands.device is not None:
+        return _on_torch_stream(device)
+    if cupy.cuda.runtime.getDevice() == device:
+        return _NOWHERE_ELSE
+    here: AbstractContextManager[Any] = cupy.cuda.Device(device)
+    return here
 
-            with cupy.cuda.Stream.from_external(torch.cuda.current_stream(device)):
-                yield
-        else:
-            yield
+
+_NOWHERE_ELSE = nullcontext()
+
+
+@contextmanager
+def _on_torch_stream(device: int) -> Iterator[None]:
+    import cupy
+    import torch
+
+    with cupy.cuda.Device(device), cupy.cuda.Stream.from_external(torch.cuda.current_stream(device)):
+        yield
 
 
 def give_back(x: Array, operands: Operands) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from functools import lru_cache
 from typing import Any
 
@@ -16,6 +15,8 @@ from cupy_intfa.problem import DTYPES, AttentionProblem, make_problem
 from cupy_intfa.quantize import QuantizedQKV
 from cupy_intfa.quantize.arithmetic import Array
 from cupy_intfa.recipe import DEFAULT_RECIPE, Recipe, get_recipe
+from cupy_intfa.simulate import attend_in_simulation, quantise_in_simulation
+from cupy_intfa.simulator import simulated_device
 
 
 def attention(
@@ -62,9 +63,10 @@ def attention(
         no memory pool of a graph's own and would hand freed intermediates to others before the graph is replayed.
     check_finite : bool
         Raise for a NaN or infinity in q, k or v instead of making the rows that it reaches NaN.
-    backend : {"auto", "numpy", "cuda", "sm80", "dp4a", "naive"}
+    backend : {"auto", "numpy", "cuda", "simulate", "sm90", "sm80", "dp4a", "naive"}
         Where to run: ``auto`` is the GPU where there is one with a kernel for the recipe, else NumPy, and `explain`
-        tells which; ``cuda`` insists on a GPU, the last three on one of its kernels.
+        tells which; ``cuda`` insists on a GPU, ``simulate`` runs the kernels of one without it (`simulate`), the last
+        four insist on one kernel of a GPU.
 
     Returns
     -------
@@ -99,10 +101,12 @@ def attention(
     """
     operands, plan = _read(q, k, v, is_causal, causal_alignment, scale, layout, recipe, backend)
     target = _check_out(out, plan.problem, operands)
-    _check_workspace(workspace, plan.cuda)
+    _check_workspace(workspace, plan.cuda if plan.backend == "cuda" else None)
     if check_finite:
         _refuse_non_finite(operands, plan.problem)
-    if plan.cuda:
+    if plan.backend == "simulate":
+        o, lse = attend_in_simulation(plan, _to_host(operands.arrays), _host_target(target), return_lse)
+    elif plan.cuda:
         o, lse = attend_on_cuda(plan, plan.cuda, operands.arrays, operands, target, return_lse, workspace)
     else:
         o, lse = attend_on_numpy(plan, quantise_on_numpy(plan, _to_host(operands.arrays)), _host_target(target))
@@ -131,7 +135,7 @@ def quantize_qkv(
         As in `attention`.
     check_finite : bool
         As in `attention`.
-    backend : {"auto", "numpy", "cuda", "sm80", "dp4a", "naive"}
+    backend : {"auto", "numpy", "cuda", "simulate", "sm90", "sm80", "dp4a", "naive"}
         As in `attention`.
 
     Returns
@@ -157,6 +161,8 @@ def quantize_qkv(
     operands, plan = _read(q, k, v, False, None, None, layout, recipe, backend)
     if check_finite:
         _refuse_non_finite(operands, plan.problem)
+    if plan.backend == "simulate":
+        return quantise_in_simulation(plan, _to_host(operands.arrays))
     if plan.cuda:
         return quantise_on_cuda(plan, plan.cuda, operands.arrays, operands)
     return quantise_on_numpy(plan, _to_host(operands.arrays))
@@ -194,7 +200,7 @@ def attention_quantized(
         float16, bfloat16, float32 or float64; the dtype of the original inputs if not given.
     workspace : cupy.ndarray, optional
         As in `attention`.
-    backend : {"auto", "numpy", "cuda", "sm80", "dp4a", "naive"}
+    backend : {"auto", "numpy", "cuda", "simulate", "sm90", "sm80", "dp4a", "naive"}
         As in `attention`.
 
     Returns
@@ -228,8 +234,10 @@ def attention_quantized(
         qkv.batched,
     )
     target = _check_out(out, plan.problem, operands)
-    _check_workspace(workspace, plan.cuda)
-    if plan.cuda:
+    _check_workspace(workspace, plan.cuda if plan.backend == "cuda" else None)
+    if plan.backend == "simulate":
+        o, lse = attend_in_simulation(plan, qkv, _host_target(target), return_lse)
+    elif plan.cuda:
         o, lse = attend_on_cuda(plan, plan.cuda, qkv, operands, target, return_lse, workspace)
     else:
         o, lse = attend_on_numpy(plan, qkv.to_host(), _host_target(target))
@@ -264,7 +272,7 @@ def explain(
         As in `attention`.
     recipe : str or Recipe
         As in `attention`.
-    backend : {"auto", "numpy", "cuda", "sm80", "dp4a", "naive"}
+    backend : {"auto", "numpy", "cuda", "simulate", "sm90", "sm80", "dp4a", "naive"}
         As in `attention`.
 
     Returns
@@ -309,8 +317,11 @@ def _read(
 
 def _plan(shapes: tuple[Any, ...], dtypes: tuple[str, str, str], options: tuple[Any, ...], *rest: Any) -> Plan:
     """Plan a call, from memory if it came before: a network calls with the same shapes again and again."""
-    known = all(isinstance(x, Hashable) for x in (*options, *rest))
-    return (_known_plan if known else _new_plan)(shapes, dtypes, *options, *rest)
+    try:
+        return _known_plan(shapes, dtypes, *options, *rest)
+    except TypeError:  # for an option that has no hash, or is refused: then it is refused again
+        pass
+    return _new_plan(shapes, dtypes, *options, *rest)
 
 
 def _new_plan(
@@ -391,6 +402,8 @@ def _find_device(operands: Operands, backend: str) -> DeviceInfo | str:
     check_backend(backend)
     if backend == "numpy":
         return "backend='numpy' uses none"
+    if backend == "simulate":
+        return simulated_device()
     return default_device() if operands.device is None else device_info(operands.device)
 
 

@@ -84,7 +84,7 @@ def attend_on_cuda(
     """
     import cupy as cp
 
-    problem = plan.problem
+    problem, on_device = plan.problem, operands.device is not None
     with on_stream(operands, cuda.device.ordinal):
         if workspace is None:
             _refuse_capture("pass workspace=explain(…).workspace() and hold it")
@@ -92,11 +92,11 @@ def attend_on_cuda(
             workspace = _packed(plan, cuda, source, workspace)
         else:
             workspace = cp.empty(cuda.workspace_bytes, np.uint8) if workspace is None else workspace
-            quantize_into(plan, cuda, tuple(cp.asarray(x) for x in source), workspace)
-        on_device = operands.device is not None
+            quantize_into(plan, cuda, source if on_device else tuple(cp.asarray(x) for x in source), workspace)
         filled = target if on_device and target is not None else cp.empty(problem.out_shape, numpy_dtype(problem.dtype))
         lse = cp.empty(problem.lse_shape, np.float32) if return_lse else None
-        strides = tuple(n // filled.itemsize for n in to_bhsd(filled, problem.layout, problem.batched).strides)
+        size = filled.itemsize
+        strides = tuple([n // size for n in to_bhsd(filled, problem.layout, problem.batched).strides])
         launch.attention(plan, cuda, workspace.data.ptr, filled.data.ptr, strides, 0 if lse is None else lse.data.ptr)
         if on_device:
             return filled, lse

@@ -1,29 +1,39 @@
-"""The command line: ``python -m cupy_intfa demo | info | check | explain | bench``."""
+"""The command line: ``python -m cupy_intfa demo | info | check | explain | simulate | bench``."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from cupy_intfa.backends import attend_on_numpy, numpy_dtype, quantise_on_numpy
 from cupy_intfa.bench.cases import SUITES
 from cupy_intfa.bench.plots import save_picture
 from cupy_intfa.bench.report import save_report
 from cupy_intfa.bench.runner import CONTENDERS, choose_contenders, run_suite
 from cupy_intfa.bench.tables import as_text, make_table
 from cupy_intfa.bench.timing import Budget
+from cupy_intfa.data.families import make_qkv
 from cupy_intfa.demo import FULL, QUICK, Demo, ErrorTable, draw, run_demo
 from cupy_intfa.device import default_device
 from cupy_intfa.environment import environment
+from cupy_intfa.kernel_table import NAMED_KERNELS
 from cupy_intfa.plan import BACKENDS, make_plan
-from cupy_intfa.problem import ALIGNMENTS, DTYPES, make_problem
+from cupy_intfa.problem import ALIGNMENTS, DTYPES, AttentionProblem, make_problem
+from cupy_intfa.ptxsim import SimulationError
 from cupy_intfa.recipe import DEFAULT_RECIPE, PRESETS, get_recipe
 from cupy_intfa.selftest import self_test
+from cupy_intfa.simulate import simulate
+from cupy_intfa.simulator import ARCHITECTURES, DEFAULT_ARCH, simulated_device
 
+_REFUSALS = (ValueError, NotImplementedError, OSError, SimulationError)
 _PICTURE = "cupy_intfa_demo.png"
 _RESULTS = "notebooks/results"
 
@@ -59,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         return int(arguments.run(arguments))
-    except (ValueError, NotImplementedError, OSError) as error:  # a wrong shape, backend or path: the text says which
+    except _REFUSALS as error:  # a wrong shape, backend or path, a kernel's mistake: the text says which
         parser.exit(2, f"python -m cupy_intfa {arguments.command}: {error}\n")
 
 
@@ -80,19 +90,16 @@ def _parser() -> argparse.ArgumentParser:
 
     explain = commands.add_parser("explain", help="what a call would run, and why")
     explain.set_defaults(run=_explain)
-    for name, default, text in (
-        ("batch", 1, "B"),
-        ("heads", 8, "Hq, heads of q"),
-        ("kv-heads", None, "Hkv, heads of k and v (default: as q)"),
-        ("q-len", 4096, "Sq, queries"),
-        ("kv-len", None, "Skv, keys (default: as q)"),
-        ("head-dim", 64, "D"),
-    ):
-        explain.add_argument(f"--{name}", type=int, default=default, metavar="N", help=text)
-    explain.add_argument("--dtype", choices=DTYPES, default="float16")
-    explain.add_argument("--causal", action="store_true", help="hide the keys behind each query")
-    explain.add_argument("--alignment", choices=ALIGNMENTS, help="of the causal mask, where Sq and Skv differ")
-    explain.add_argument("--recipe", choices=tuple(PRESETS), default=DEFAULT_RECIPE)
+    _add_problem(explain, heads=8, q_len=4096)
+
+    simulation = commands.add_parser("simulate", help="run the kernels without a GPU, on random input: the trace")
+    simulation.set_defaults(run=_simulate)
+    _add_problem(simulation, heads=1, q_len=64)
+    simulation.add_argument(
+        "--arch", choices=ARCHITECTURES, default=DEFAULT_ARCH, help="the GPU (default: %(default)s)"
+    )
+    simulation.add_argument("--seed", type=int, metavar="N", help="draws the order of warps (default: all in step)")
+    simulation.add_argument("--kernel", choices=("cuda", *NAMED_KERNELS), default="cuda", help="default: the plan's")
 
     _add_bench(commands.add_parser("bench", help="speed and error against the rivals that are installed, as JSON"))
 
@@ -101,6 +108,22 @@ def _parser() -> argparse.ArgumentParser:
     for command in commands.choices.values():
         command.add_argument("--json", action="store_true", help="print JSON to stdout, and nothing else")
     return parser
+
+
+def _add_problem(command: argparse.ArgumentParser, heads: int, q_len: int) -> None:
+    for name, default, text in (
+        ("batch", 1, "B"),
+        ("heads", heads, "Hq, heads of q"),
+        ("kv-heads", None, "Hkv, heads of k and v (default: as q)"),
+        ("q-len", q_len, "Sq, queries"),
+        ("kv-len", None, "Skv, keys (default: as q)"),
+        ("head-dim", 64, "D"),
+    ):
+        command.add_argument(f"--{name}", type=int, default=default, metavar="N", help=text)
+    command.add_argument("--dtype", choices=DTYPES, default="float16")
+    command.add_argument("--causal", action="store_true", help="hide the keys behind each query")
+    command.add_argument("--alignment", choices=ALIGNMENTS, help="of the causal mask, where Sq and Skv differ")
+    command.add_argument("--recipe", choices=tuple(PRESETS), default=DEFAULT_RECIPE)
 
 
 def _add_bench(bench: argparse.ArgumentParser) -> None:
@@ -172,11 +195,11 @@ def _check(arguments: argparse.Namespace) -> int:
     return int(failed > 0)
 
 
-def _explain(arguments: argparse.Namespace) -> int:
+def _problem(arguments: argparse.Namespace) -> AttentionProblem:
     heads = arguments.heads if arguments.kv_heads is None else arguments.kv_heads
     length = arguments.q_len if arguments.kv_len is None else arguments.kv_len
     kv_shape = (arguments.batch, heads, length, arguments.head_dim)
-    problem = make_problem(
+    return make_problem(
         (arguments.batch, arguments.heads, arguments.q_len, arguments.head_dim),
         kv_shape,
         kv_shape,
@@ -184,11 +207,35 @@ def _explain(arguments: argparse.Namespace) -> int:
         is_causal=arguments.causal,
         causal_alignment=arguments.alignment,
     )
+
+
+def _explain(arguments: argparse.Namespace) -> int:
+    problem = _problem(arguments)
     plan = make_plan(problem, get_recipe(arguments.recipe), arguments.backend, default_device())
     if arguments.json:
         _print_json({**asdict(plan), "operations": plan.operations})
     else:
         print(plan)
+    return 0
+
+
+def _simulate(arguments: argparse.Namespace) -> int:
+    a, problem = arguments, _problem(arguments)
+    plan = make_plan(problem, get_recipe(a.recipe), a.kernel, simulated_device(a.arch))
+    sizes = {name: getattr(problem, name) for name in ("batch", "heads", "kv_heads", "q_len", "kv_len", "head_dim")}
+    made = make_qkv("normal", **sizes, seed=0, dtype=numpy_dtype(a.dtype))
+    options = {"is_causal": a.causal, "causal_alignment": a.alignment, "recipe": a.recipe}
+    start = time.perf_counter()
+    out, trace = simulate(*made, arch=a.arch, seed=a.seed, backend=a.kernel, **options)
+    seconds = time.perf_counter() - start
+    twin, _ = attend_on_numpy(plan, quantise_on_numpy(plan, made), None)
+    off = float(np.abs(out.astype(np.float64) - twin.astype(np.float64)).max())
+    traces = (*trace.before, trace)
+    if a.json:
+        _print_json({"arch": a.arch, "seconds": seconds, "off": off, "launches": [one.to_json() for one in traces]})
+        return 0
+    print(*traces, sep="\n\n")
+    print(f"\n{a.arch}, {seconds:.1f} s; farthest from the emulator: {off:.3g}")
     return 0
 
 

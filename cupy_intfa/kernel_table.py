@@ -15,9 +15,27 @@ from cupy_intfa.packing import HEAD_DIM_TILES, KEY_BLOCK
 from cupy_intfa.problem import AttentionProblem
 from cupy_intfa.recipe import FLOAT8, Recipe
 from cupy_intfa.tiles import Tile, find_tile, integer_o
+from cupy_intfa.tiles_sm90 import ROWS, THREADS, find_sm90_tile, sm90_shared_bytes
 
 LONG_ROW = 65536  # keys; 255 · 127 · 65536 < 2^31: longer rows empty their int32 accumulators on the way
 _FORMATS = {"int8": 0, "float16": 1, "float8_e4m3": 2, "float8_e5m2": 3}  # enum Format in kernels_cu/intfa/config.cuh
+
+
+@dataclass(frozen=True)
+class Box:
+    """What one copy by a tensor map brings: a part of an array of the packing, seen as a matrix of its last axis.
+
+    Parameters
+    ----------
+    array : str
+        Name of the array.
+    rows, columns : int
+        Of the box, in elements.
+    """
+
+    array: str
+    rows: int
+    columns: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +56,10 @@ class KernelChoice:
         Whether rows of more than 65 536 keys need float32 sums in device memory.
     reason : str
         Why these tiles.
+    boxes : tuple of Box
+        What the kernel copies by tensor maps.
+    persistent : bool
+        Whether a block takes one piece of work after the other, so that one per multiprocessor is enough.
     """
 
     source: str
@@ -48,6 +70,8 @@ class KernelChoice:
     shared_bytes: int
     flush: bool
     reason: str
+    boxes: tuple[Box, ...] = ()
+    persistent: bool = False
 
 
 def common_defines(recipe: Recipe, head_dim: int) -> tuple[str, ...]:
@@ -91,8 +115,59 @@ def sm80_shared_bytes(recipe: Recipe, head_dim: int, tile: Tile) -> int:
     v_row = head_dim * (2 if recipe.pv == "float16" else 1)
     k_scales = tile.keys if recipe.k_granularity == "token" else tile.keys // 16
     v_scales = head_dim if "block" in recipe.v_granularity else 4
-    stage = tile.keys * (qk_row + v_row) + 4 * (k_scales + v_scales)
+    stage = tile.keys * (qk_row + v_row) + 4 * (k_scales + v_scales) + 16  # two barriers
     return tile.stages * (-(-stage // 128) * 128) + (tile.rows * qk_row if tile.q_shared else 0)
+
+
+def _sm90(problem: AttentionProblem, recipe: Recipe, device: DeviceInfo) -> KernelChoice | str:
+    if device.capability != (9, 0):
+        return f"attention_sm90 uses what only compute capability 9.0 has, {device.name} has {device.arch}"
+    if device.nvrtc < (12, 9):
+        found = ".".join(map(str, device.nvrtc))
+        return f"attention_sm90 is compiled for sm_90a, which takes NVRTC 12.9 or newer: found {found}"
+    if recipe.qk != "int8" or recipe.pv not in ("int8", "float16"):
+        return f"attention_sm90 multiplies int8, and float16 P and V: {recipe.name} has {recipe.qk} and {recipe.pv}"
+    if not recipe.integer_pv and recipe.p_reference == "tile":
+        return "attention_sm90 keeps a float P relative to the running maximum only: expected p_reference='running'"
+    head_dim = padded_head_dim(problem.head_dim)
+    long_rows = integer_o(recipe) and problem.kv_len > LONG_ROW
+    tile = find_sm90_tile(recipe, head_dim, long_rows)
+    if tile is None:
+        return f"attention_sm90 has no tile without spills for {recipe.name} at D {head_dim}"
+    shared, stages, buffers = sm90_shared_bytes(recipe, head_dim, tile, device.shared_per_block)
+    chunk = next(width for width in (128, 64, 32) if head_dim % width == 0)  # columns of Q and K, a byte each
+    values = Box("v", head_dim, KEY_BLOCK)
+    if not recipe.integer_pv:
+        values = Box("v", tile.keys, 64 if head_dim % 64 == 0 else 32)
+    return KernelChoice(
+        source="attention_sm90",
+        defines=(
+            *common_defines(recipe, head_dim),
+            f"LONG={int(long_rows)}",
+            f"WARPS={ROWS // 16}",
+            f"BC={tile.keys}",
+            f"STEP={tile.keys}",
+            f"Q_SHARED={int(tile.q_shared)}",
+            f"STAGES={stages}",
+            f"ITEM_BUFFERS={buffers}",
+            f"CUBIC={tile.cubic}",
+        ),
+        rows=ROWS,
+        keys=tile.keys,
+        threads=THREADS,
+        shared_bytes=shared,
+        flush=long_rows,
+        reason=f"{device.arch} has wgmma, the fastest tensor-core instructions for int8 there are",
+        boxes=(Box("q", ROWS, chunk), Box("k", tile.keys, chunk), values),
+        persistent=True,
+    )
+
+
+def _sm90_where_faster(problem: AttentionProblem, recipe: Recipe, device: DeviceInfo) -> KernelChoice | str:
+    choice = _sm90(problem, recipe, device)
+    if isinstance(choice, KernelChoice) and not integer_o(recipe) and recipe.integer_pv and problem.head_dim <= 64:
+        return "attention_sm90 was measured slower than attention_sm80 at D 64 where O is summed in float32"
+    return choice
 
 
 def _sm80(problem: AttentionProblem, recipe: Recipe, device: DeviceInfo) -> KernelChoice | str:
@@ -124,6 +199,7 @@ def _sm80(problem: AttentionProblem, recipe: Recipe, device: DeviceInfo) -> Kern
             f"STEP={tile.step}",
             f"Q_SHARED={int(tile.q_shared)}",
             f"STAGES={tile.stages}",
+            f"SLACK={tile.slack}",
             f"MIN_BLOCKS={tile.min_blocks}",
         ),
         rows=tile.rows,
@@ -131,7 +207,7 @@ def _sm80(problem: AttentionProblem, recipe: Recipe, device: DeviceInfo) -> Kern
         threads=32 * tile.warps,
         shared_bytes=shared,
         flush=long_rows,
-        reason=f"{device.arch} has mma.sync, and nothing faster in this version",
+        reason=f"{device.arch} has mma.sync",
     )
 
 
@@ -181,8 +257,8 @@ def _naive(problem: AttentionProblem, recipe: Recipe, device: DeviceInfo) -> Ker
 
 Row = Callable[[AttentionProblem, Recipe, DeviceInfo], KernelChoice | str]
 
-KERNELS: tuple[Row, ...] = (_sm80, _dp4a)
+KERNELS: tuple[Row, ...] = (_sm90_where_faster, _sm80, _dp4a)
 """What ``backend="cuda"`` tries, in this order."""
 
-NAMED_KERNELS: Mapping[str, Row] = MappingProxyType({"sm80": _sm80, "dp4a": _dp4a, "naive": _naive})
+NAMED_KERNELS: Mapping[str, Row] = MappingProxyType({"sm90": _sm90, "sm80": _sm80, "dp4a": _dp4a, "naive": _naive})
 """What ``backend=`` names one by one: the ladder, also where a faster rung would run."""

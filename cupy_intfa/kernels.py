@@ -6,6 +6,7 @@ import hashlib
 import logging
 import threading
 import time
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,24 @@ def source_digest() -> str:
     return digest.hexdigest()
 
 
-_loaded: dict[tuple[int, str, tuple[str, ...]], Any] = {}
+@dataclass(frozen=True)
+class Loaded:
+    """A kernel that is ready to launch on one device.
+
+    Parameters
+    ----------
+    function : cupy.cuda.Function
+        Called as CuPy's RawKernel, which looks it up anew in each call.
+    registers, local_bytes : int
+        Registers of a thread, and its bytes of spills and stack.
+    """
+
+    function: Any
+    registers: int
+    local_bytes: int
+
+
+_loaded: dict[tuple[int, str, tuple[str, ...]], Loaded] = {}
 _lock = threading.Lock()
 _CACHED_SECONDS = 0.3  # loading a cubin from CuPy's disk cache takes less, compiling a kernel more
 
@@ -138,6 +156,33 @@ def reload() -> None:
         _loaded.clear()
 
 
+_OWN_ARCHITECTURE = {"attention_sm90": "sm_90a"}  # what uses instructions of one architecture alone
+
+
+def architecture(name: str, device: str) -> str:
+    """
+    Return the architecture that a kernel is compiled for.
+
+    Parameters
+    ----------
+    name : str
+        File name without ``.cu``.
+    device : str
+        Architecture of the device, ``sm_90``.
+
+    Returns
+    -------
+    str
+        That of the device, or with an ``a`` where the kernel uses what no later architecture has.
+
+    Examples
+    --------
+    >>> architecture("attention_sm90", "sm_90"), architecture("attention_sm80", "sm_90")
+    ('sm_90a', 'sm_90')
+    """
+    return _OWN_ARCHITECTURE.get(name, device)
+
+
 def compile_options(defines: tuple[str, ...]) -> tuple[str, ...]:
     """
     Return the compiler options of a kernel, for any NVRTC.
@@ -176,16 +221,40 @@ def load_kernel(
 
     Returns
     -------
-    cupy.RawKernel
+    cupy.cuda.Function
         Ready to launch.
     """
+    loaded = _loaded.get((device, entry or name, defines))
+    return (loaded or _load(name, defines, device, shared_bytes, entry)).function
+
+
+def find_loaded(name: str, defines: tuple[str, ...], device: int) -> Loaded | None:
+    """
+    Look up what this process has loaded; nothing is compiled.
+
+    Parameters
+    ----------
+    name : str
+        File name without ``.cu``, and entry point.
+    defines : tuple of str
+        ``NAME=value`` pairs, without the prefix ``INTFA_``.
+    device : int
+        Where it was loaded.
+
+    Returns
+    -------
+    Loaded or None
+        None before the first call that needs the kernel.
+    """
+    return _loaded.get((device, name, defines))
+
+
+def _load(name: str, defines: tuple[str, ...], device: int, shared_bytes: int, entry: str | None) -> Loaded:
     key = (device, entry or name, defines)
-    kernel = _loaded.get(key)
-    if kernel is not None:
-        return kernel
     with _lock:
         if key not in _loaded:
-            _loaded[key] = _compile(name, entry or name, defines, shared_bytes)
+            kernel = _compile(name, entry or name, defines, shared_bytes)
+            _loaded[key] = Loaded(kernel.kernel, int(kernel.num_regs), int(kernel.local_size_bytes))
         return _loaded[key]
 
 
@@ -193,7 +262,9 @@ def _compile(name: str, entry: str, defines: tuple[str, ...], shared_bytes: int)
     import cupy
 
     start = time.perf_counter()
-    module = cupy.RawModule(code=source_text(name), options=compile_options(defines), backend="nvrtc")
+    own = _OWN_ARCHITECTURE.get(name)  # else CuPy names the device's
+    options = (*compile_options(defines), *((f"-arch={own}",) if own else ()))
+    module = cupy.RawModule(code=source_text(name), options=options, backend="nvrtc")
     kernel = module.get_function(entry)
     if shared_bytes > 48 * 1024:  # what a block may have without asking
         kernel.max_dynamic_shared_size_bytes = shared_bytes

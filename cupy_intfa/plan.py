@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
 
 from cupy_intfa.device import DeviceInfo
-from cupy_intfa.kernel_table import KERNELS, NAMED_KERNELS, KernelChoice, Row, no_packing
+from cupy_intfa.kernel_table import KERNELS, NAMED_KERNELS, Box, KernelChoice, Row, no_packing
+from cupy_intfa.kernels import find_loaded
 from cupy_intfa.launch import ATTENTION_PARAMS_BYTES, attention_numbers, attention_offsets
 from cupy_intfa.packing import Packing, make_packing
 from cupy_intfa.problem import AttentionProblem
-from cupy_intfa.quantize.cuda import plan_quantize
+from cupy_intfa.quantize.cuda import QuantizePlan, plan_quantize
 from cupy_intfa.recipe import Recipe
 
-BACKENDS = ("auto", "numpy", "cuda", *NAMED_KERNELS)
+BACKENDS = ("auto", "numpy", "cuda", "simulate", *NAMED_KERNELS)
 _EMULATOR_KEY_TILE = 64  # a key block: what a GPU's kernels use as their smallest tile
 
 
@@ -42,6 +43,8 @@ class CudaPlan:
         Workspace behind the packing, for the quantise kernels and then for the flushed sums.
     flush : bool
         Whether rows of more than 65 536 keys empty their integer sums into the scratch.
+    boxes : tuple of Box
+        What the kernel copies by tensor maps.
     """
 
     device: DeviceInfo
@@ -53,6 +56,7 @@ class CudaPlan:
     packing: Packing
     scratch_bytes: int
     flush: bool
+    boxes: tuple[Box, ...] = ()
 
     @cached_property
     def workspace_bytes(self) -> int:
@@ -75,7 +79,7 @@ class Plan:
         Shapes, mask and scale.
     recipe : Recipe
         The numerics.
-    backend : {"numpy", "cuda"}
+    backend : {"numpy", "cuda", "simulate"}
         Where it runs.
     kernel : str
         Name of the kernel, or ``"emulator"``.
@@ -109,6 +113,11 @@ class Plan:
         if self.cuda is None:
             raise ValueError("the NumPy backend launches nothing: this plan has no numbers for a kernel")
         return attention_numbers(self.problem, self.recipe, self.cuda.packing)
+
+    @cached_property
+    def quantize(self) -> tuple[QuantizePlan, QuantizePlan]:
+        """What quantises q, k and v on a GPU: where 16-byte loads cannot read them, and where they can."""
+        return plan_quantize(self.problem, self.recipe, False), plan_quantize(self.problem, self.recipe, True)
 
     @property
     def operations(self) -> int:
@@ -152,8 +161,17 @@ class Plan:
                 f"  on {c.device.name} ({c.device.arch}): {c.grid} blocks of {c.threads} threads, each "
                 f"{c.shared_bytes} bytes of shared memory; workspace of {c.workspace_bytes} bytes",
                 f"  compiled with {' '.join(c.defines)}",
+                f"  {_taken(c)}",
             ]
         return "\n".join([*lines, *(f"  because {reason}" for reason in self.reasons)])
+
+
+def _taken(cuda: CudaPlan) -> str:
+    """Tell what the compiled kernel takes."""
+    loaded = find_loaded(cuda.source, cuda.defines, cuda.device.ordinal)
+    if loaded is None:
+        return "registers: not known yet, the first call on the GPU compiles the kernel"
+    return f"registers: {loaded.registers} per thread, {loaded.local_bytes} bytes of spills"
 
 
 @lru_cache(maxsize=1024)
@@ -168,9 +186,9 @@ def make_plan(
         A validated problem.
     recipe : Recipe
         The numerics.
-    backend : {"auto", "numpy", "cuda", "sm80", "dp4a", "naive"}
+    backend : {"auto", "numpy", "cuda", "simulate", "sm90", "sm80", "dp4a", "naive"}
         What the caller asked for: ``auto`` is the GPU where there is one with a kernel for the recipe, ``cuda``
-        insists on it, the others insist on one kernel.
+        insists on it, ``simulate`` plans for one that is not there, the others insist on one kernel.
     device : DeviceInfo or str
         The GPU, or why there is none.
 
@@ -202,7 +220,8 @@ def make_plan(
     rows = (NAMED_KERNELS[backend],) if backend in NAMED_KERNELS else KERNELS
     found = _choose(problem, recipe, device, rows)
     if isinstance(found, KernelChoice) and isinstance(device, DeviceInfo):
-        return _cuda_plan(problem, recipe, device, found)
+        plan = _cuda_plan(problem, recipe, device, found)
+        return replace(plan, backend="simulate") if backend == "simulate" else plan
     if backend != "auto":
         naive = " or, slowly, 'naive'" if isinstance(device, DeviceInfo) and no_packing(recipe) is None else ""
         raise NotImplementedError(f"backend={backend!r}: {found}; use backend='numpy'{naive}")
@@ -243,19 +262,20 @@ def _numpy_plan(problem: AttentionProblem, recipe: Recipe, reason: str) -> Plan:
 
 def _cuda_plan(problem: AttentionProblem, recipe: Recipe, device: DeviceInfo, choice: KernelChoice) -> Plan:
     packing = make_packing(problem, recipe)
-    row_blocks = -(-problem.q_len // choice.rows)
+    work = problem.batch * problem.heads * -(-problem.q_len // choice.rows)
     flush_bytes = 4 * problem.batch * problem.heads * packing.q_len * packing.head_dim if choice.flush else 0
     quantize_bytes = plan_quantize(problem, recipe, False).scratch_bytes
     cuda = CudaPlan(
         device=device,
         source=choice.source,
         defines=(*choice.defines, f"SHARED_BYTES={choice.shared_bytes}", f"PARAMS_BYTES={ATTENTION_PARAMS_BYTES}"),
-        grid=problem.batch * problem.heads * row_blocks,
+        grid=min(work, device.multiprocessors) if choice.persistent else work,
         threads=choice.threads,
         shared_bytes=choice.shared_bytes,
         packing=packing,
         scratch_bytes=max(flush_bytes, quantize_bytes),
         flush=choice.flush,
+        boxes=choice.boxes,
     )
     return Plan(
         problem=problem,

@@ -189,7 +189,7 @@ def _check_scale(scale: object, head_dim: int) -> float:
 def _causal_offset(is_causal: bool, alignment: str | None, q_len: int, kv_len: int) -> int | None:
     if alignment is not None and alignment not in ALIGNMENTS:
         raise ValueError(f"causal_alignment={alignment!r}: expected one of {ALIGNMENTS} or None")
-    if not isinstance(is_causal, bool):
+    if not isinstance(is_causal, bool | np.bool_):
         raise TypeError(f"is_causal is a {type(is_causal).__name__}: expected True or False")
     if not is_causal:
         return None

@@ -122,7 +122,7 @@ class Recipe:
 
     def _check_combinations(self) -> None:
         levels = _P_LEVELS[self.pv]
-        if self.p_levels not in levels:
+        if type(self.p_levels) is not int or self.p_levels not in levels:  # True is not 1
             wanted = " or ".join(map(str, levels))
             raise ValueError(f"p_levels={self.p_levels} does not go with pv={self.pv!r}: expected {wanted}")
         if self.qk_bits != 8 and self.qk != "int8":

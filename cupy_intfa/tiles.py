@@ -1,9 +1,10 @@
 """The tiles of attention_sm80: one table by architecture, class of recipe and padded head dimension.
 
-The tiles of ``sm_90`` are the fastest of those measured on an H200 that compile the presets without spills. No GPU of
-the other architectures was at hand: theirs are the same shapes as far as registers and shared memory allow, by the
-count of the compiler. An entry that is missing has no tile without spills. Of the recipes that are no presets about a
-tenth still spill 8 bytes and more, most with a tile reference and V not scaled per block: ``pytest -m slow`` tells.
+The tiles of ``sm_90`` are the fastest of those measured on an H200 that compile the presets without spills; where they
+are not of their own, they are those of ``sm_100``. No GPU of the other architectures was at hand: theirs are the same
+shapes as far as registers and shared memory allow, by the count of the compiler. An entry that is missing has no tile
+without spills. Of the recipes that are no presets about a tenth still spill 8 bytes and more, most with a tile
+reference and V not scaled per block: ``pytest -m slow`` tells.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ class Tile:
         Blocks per multiprocessor that registers are left for.
     q_shared : bool
         Whether Q stays in shared memory, to spare registers.
+    slack : int
+        Tiles that a warp may be behind the first of its block; 0: they meet at every tile.
     """
 
     m_tiles: int
@@ -39,6 +42,7 @@ class Tile:
     stages: int
     min_blocks: int
     q_shared: bool = False
+    slack: int = 0
 
     @property
     def rows(self) -> int:
@@ -84,7 +88,10 @@ def find_tile(capability: tuple[int, int], recipe: Recipe, head_dim: int, long_r
         kind = "long" if long_rows else "integer"
     else:
         kind = "float_o_token" if recipe.k_granularity == "token" else "float_o"
-    return _TILES[_row_of(capability)].get(kind, {}).get(head_dim)
+    tiles = _TILES[_row_of(capability)]
+    if kind == "half" and recipe.k_granularity != "token" and head_dim in tiles.get("half_group", {}):
+        kind = "half_group"
+    return tiles.get(kind, {}).get(head_dim)
 
 
 def _row_of(capability: tuple[int, int]) -> str:
@@ -93,10 +100,77 @@ def _row_of(capability: tuple[int, int]) -> str:
         return "sm_75"
     if capability in ((8, 0), (8, 7)):
         return "sm_80"
-    return "sm_90" if capability[0] in (9, 10, 11) else "sm_86"
+    if capability[0] in (10, 11):
+        return "sm_100"
+    return "sm_90" if capability[0] == 9 else "sm_86"
 
 
-_TILES: Mapping[str, Mapping[str, Mapping[int, Tile]]] = {
+_Tiles = Mapping[str, Mapping[int, Tile]]
+
+_SM_100: _Tiles = {
+    "integer": {
+        32: Tile(1, 4, 64, 64, 3, 4),
+        64: Tile(1, 4, 64, 64, 3, 4, q_shared=True),
+        96: Tile(1, 4, 64, 64, 3, 3),
+        128: Tile(1, 4, 64, 64, 2, 3),
+        192: Tile(1, 4, 64, 64, 3, 2),
+        256: Tile(1, 4, 64, 64, 2, 2, q_shared=True),
+    },
+    "long": {
+        32: Tile(1, 4, 64, 64, 3, 4),
+        64: Tile(1, 4, 64, 64, 3, 4, q_shared=True),
+        96: Tile(1, 4, 64, 64, 3, 3),
+        128: Tile(1, 4, 64, 64, 2, 3, q_shared=True),
+        192: Tile(1, 4, 64, 64, 3, 2),
+        256: Tile(1, 4, 64, 64, 2, 2, q_shared=True),
+    },
+    "float_o": {
+        32: Tile(1, 4, 64, 64, 3, 4),
+        64: Tile(2, 4, 64, 64, 2, 2, q_shared=True),
+        96: Tile(1, 4, 64, 64, 3, 3, q_shared=True),
+        128: Tile(1, 4, 64, 64, 3, 3, q_shared=True),
+        192: Tile(1, 4, 64, 64, 2, 2, q_shared=True),
+        256: Tile(1, 4, 64, 64, 3, 1, q_shared=True),
+    },
+    "float_o_token": {
+        32: Tile(1, 4, 64, 64, 3, 4),
+        64: Tile(2, 4, 64, 64, 2, 2),
+        96: Tile(1, 4, 64, 64, 3, 3, q_shared=True),
+        128: Tile(1, 4, 64, 64, 3, 2),
+        256: Tile(1, 4, 64, 64, 3, 1, q_shared=True),
+    },
+    "half": {
+        32: Tile(2, 4, 128, 64, 2, 2),
+        64: Tile(2, 4, 128, 64, 2, 2),
+        96: Tile(2, 4, 64, 32, 2, 2, q_shared=True),
+        128: Tile(2, 4, 64, 32, 2, 2, q_shared=True),
+        192: Tile(1, 4, 64, 64, 2, 2),
+        256: Tile(1, 4, 64, 64, 2, 2, q_shared=True),
+    },
+    "fp16": {
+        32: Tile(2, 4, 64, 64, 2, 2),
+        64: Tile(2, 4, 64, 64, 2, 2),
+        96: Tile(2, 4, 64, 64, 2, 2, q_shared=True),
+        128: Tile(2, 4, 64, 32, 2, 2, q_shared=True),
+        192: Tile(1, 8, 64, 64, 2, 1),
+        256: Tile(1, 8, 64, 64, 2, 1, q_shared=True),
+    },
+    "fp8": {
+        32: Tile(1, 4, 64, 64, 3, 2),
+        64: Tile(1, 4, 64, 64, 3, 2),
+        96: Tile(1, 4, 64, 64, 3, 2),
+        128: Tile(1, 4, 64, 64, 3, 2, q_shared=True),
+        192: Tile(1, 4, 64, 32, 2, 1, q_shared=True),
+    },
+}
+
+# What an H200 was measured to run faster: kernels_cu/README.md.
+_SM_90: _Tiles = {
+    "integer": {64: Tile(1, 4, 128, 64, 3, 4, slack=1), 128: Tile(1, 4, 64, 64, 4, 3, slack=1)},
+    "half_group": {128: Tile(2, 4, 64, 32, 4, 2, q_shared=True, slack=1)},
+}
+
+_TILES: Mapping[str, _Tiles] = {
     "sm_75": {
         "integer": {
             32: Tile(1, 4, 64, 64, 3, 4),
@@ -126,7 +200,7 @@ _TILES: Mapping[str, Mapping[str, Mapping[int, Tile]]] = {
         "half": {
             32: Tile(2, 4, 128, 64, 2, 2),
             64: Tile(2, 4, 64, 64, 2, 2),
-            96: Tile(2, 4, 64, 64, 2, 1, q_shared=True),
+            96: Tile(2, 4, 64, 32, 2, 1, q_shared=True),
             128: Tile(1, 4, 64, 64, 2, 1),
         },
         "fp16": {
@@ -138,7 +212,7 @@ _TILES: Mapping[str, Mapping[str, Mapping[int, Tile]]] = {
     "sm_80": {
         "integer": {
             32: Tile(1, 4, 64, 64, 3, 4),
-            64: Tile(1, 4, 64, 64, 2, 4),
+            64: Tile(1, 4, 64, 64, 2, 4, q_shared=True),
             96: Tile(1, 4, 64, 64, 3, 3),
             128: Tile(1, 4, 64, 64, 2, 3, q_shared=True),
             192: Tile(1, 4, 64, 64, 3, 2),
@@ -148,7 +222,7 @@ _TILES: Mapping[str, Mapping[str, Mapping[int, Tile]]] = {
             32: Tile(1, 4, 64, 64, 3, 4),
             64: Tile(1, 4, 64, 64, 3, 4),
             96: Tile(1, 4, 64, 64, 3, 3),
-            128: Tile(1, 4, 64, 64, 2, 3, q_shared=True),
+            128: Tile(1, 4, 64, 64, 3, 3, q_shared=True),
             192: Tile(1, 4, 64, 64, 3, 2),
             256: Tile(1, 4, 64, 64, 2, 2, q_shared=True),
         },
@@ -186,7 +260,7 @@ _TILES: Mapping[str, Mapping[str, Mapping[int, Tile]]] = {
     "sm_86": {
         "integer": {
             32: Tile(1, 4, 64, 64, 3, 4),
-            64: Tile(1, 4, 64, 64, 2, 4),
+            64: Tile(1, 4, 64, 64, 3, 4),
             96: Tile(1, 4, 64, 64, 2, 3),
             128: Tile(1, 4, 64, 64, 2, 2),
             192: Tile(1, 4, 64, 64, 2, 2),
@@ -194,7 +268,7 @@ _TILES: Mapping[str, Mapping[str, Mapping[int, Tile]]] = {
         },
         "long": {
             32: Tile(1, 4, 64, 64, 3, 4),
-            64: Tile(1, 4, 64, 64, 2, 4),
+            64: Tile(1, 4, 64, 64, 3, 4),
             96: Tile(1, 4, 64, 64, 2, 3),
             128: Tile(1, 4, 64, 64, 2, 2),
             192: Tile(1, 4, 64, 64, 2, 2),
@@ -203,7 +277,7 @@ _TILES: Mapping[str, Mapping[str, Mapping[int, Tile]]] = {
         "float_o": {
             32: Tile(1, 4, 64, 64, 3, 4),
             64: Tile(2, 4, 64, 64, 2, 2, q_shared=True),
-            96: Tile(1, 4, 64, 64, 2, 3, q_shared=True),
+            96: Tile(1, 4, 64, 64, 2, 2),
             128: Tile(1, 4, 64, 64, 2, 2),
             192: Tile(1, 4, 64, 64, 2, 1, q_shared=True),
         },
@@ -217,7 +291,7 @@ _TILES: Mapping[str, Mapping[str, Mapping[int, Tile]]] = {
         "half": {
             32: Tile(2, 4, 128, 64, 2, 2),
             64: Tile(2, 4, 64, 64, 2, 2),
-            96: Tile(2, 4, 64, 64, 2, 2, q_shared=True),
+            96: Tile(2, 4, 64, 32, 2, 2, q_shared=True),
             128: Tile(1, 4, 64, 64, 2, 2),
             192: Tile(1, 4, 64, 64, 2, 1),
         },
@@ -237,60 +311,6 @@ _TILES: Mapping[str, Mapping[str, Mapping[int, Tile]]] = {
             256: Tile(1, 4, 64, 64, 2, 1, q_shared=True),
         },
     },
-    "sm_90": {
-        "integer": {
-            32: Tile(1, 4, 64, 64, 3, 4),
-            64: Tile(1, 4, 64, 64, 3, 4),
-            96: Tile(1, 4, 64, 64, 3, 3),
-            128: Tile(1, 4, 64, 64, 2, 3),
-            192: Tile(1, 4, 64, 64, 3, 2),
-            256: Tile(1, 4, 64, 64, 2, 2, q_shared=True),
-        },
-        "long": {
-            32: Tile(1, 4, 64, 64, 3, 4),
-            64: Tile(1, 4, 64, 64, 3, 4, q_shared=True),
-            96: Tile(1, 4, 64, 64, 3, 3),
-            128: Tile(1, 4, 64, 64, 2, 3, q_shared=True),
-            192: Tile(1, 4, 64, 64, 3, 2),
-            256: Tile(1, 4, 64, 64, 2, 2, q_shared=True),
-        },
-        "float_o": {
-            32: Tile(1, 4, 64, 64, 3, 4),
-            64: Tile(2, 4, 64, 64, 2, 2, q_shared=True),
-            96: Tile(1, 4, 64, 64, 3, 3),
-            128: Tile(1, 4, 64, 64, 3, 3, q_shared=True),
-            192: Tile(1, 4, 64, 64, 3, 2),
-            256: Tile(1, 4, 64, 64, 3, 1, q_shared=True),
-        },
-        "float_o_token": {
-            32: Tile(1, 4, 64, 64, 3, 4),
-            64: Tile(2, 4, 64, 64, 2, 2),
-            96: Tile(1, 4, 64, 64, 3, 3, q_shared=True),
-            128: Tile(1, 4, 64, 64, 3, 2),
-            256: Tile(1, 4, 64, 64, 3, 1, q_shared=True),
-        },
-        "half": {
-            32: Tile(2, 4, 128, 64, 2, 2),
-            64: Tile(2, 4, 128, 64, 2, 2),
-            96: Tile(2, 4, 64, 32, 2, 2, q_shared=True),
-            128: Tile(2, 4, 64, 32, 2, 2, q_shared=True),
-            192: Tile(1, 4, 64, 64, 2, 2),
-            256: Tile(1, 4, 64, 64, 2, 2, q_shared=True),
-        },
-        "fp16": {
-            32: Tile(2, 4, 64, 64, 2, 2),
-            64: Tile(2, 4, 64, 64, 2, 2),
-            96: Tile(2, 4, 64, 64, 2, 2, q_shared=True),
-            128: Tile(2, 4, 64, 32, 2, 2, q_shared=True),
-            192: Tile(1, 8, 64, 64, 2, 1),
-            256: Tile(1, 8, 64, 64, 2, 1, q_shared=True),
-        },
-        "fp8": {
-            32: Tile(1, 4, 64, 64, 3, 2),
-            64: Tile(1, 4, 64, 64, 3, 2),
-            96: Tile(1, 4, 64, 64, 3, 2),
-            128: Tile(1, 4, 64, 64, 3, 2, q_shared=True),
-            192: Tile(1, 4, 64, 32, 2, 1, q_shared=True),
-        },
-    },
+    "sm_100": _SM_100,
+    "sm_90": {kind: {**_SM_100.get(kind, {}), **_SM_90.get(kind, {})} for kind in {**_SM_100, **_SM_90}},
 }

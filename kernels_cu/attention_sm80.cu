@@ -9,9 +9,11 @@
 //             (or in shared memory), S becomes A of the second product in place (the packing permutes the keys of V).
 // Shared map  kStages x { K [B_c][D], V [B_c / 64][D][64] or float16 [B_c][D], scales of K, of V }, then Q where it stays;
 //             rows swizzled (swizzle.cuh): neither ldmatrix nor a copy meets a bank twice.
-// Pipeline    tile j     | Copy                          | Q K^T  | softmax + quantise P | P V
-//             iteration  | j + kStages - 1, behind Q K^T | j      | j                    | j
-// Sync        one __syncthreads per tile, after cp.async.wait_group; warps run free in between.
+// Pipeline    tile j     | Copy                      | Q K^T  | softmax + quantise P | P V
+//             iteration  | j + kAhead, behind Q K^T  | j      | j                    | j
+// Sync        kSlack 0: one __syncthreads per tile, after cp.async.wait_group; warps run free in between. Else two
+//             mbarriers per stage: each warp arrives on full when its copies of the next tile have come, in the midst of
+//             this one, and on empty when it has left the tile; so that the slowest warp holds nobody up.
 // Numerics    scores biased by 0x4B400000 (online_softmax.cuh); O int32 across tiles while P is relative to the running
 //             maximum: a row whose maximum grows is rescaled alone, its neighbours' integers stay as they are;
 //             float32 O with a reference per tile or a scale of V per block. l float32, by an MMA with ones.
@@ -21,6 +23,7 @@
 // Twin        cupy_intfa.reference.emulator.attention(key_tile=kStep).
 #include "intfa/config.cuh"
 #include "intfa/epilogue.cuh"
+#include "intfa/flush.cuh"
 #include "intfa/masking.cuh"
 #include "intfa/online_softmax.cuh"
 #include "intfa/params.cuh"
@@ -28,11 +31,12 @@
 #include "intfa/ptx_copy.cuh"
 #include "intfa/stages.cuh"
 
-constexpr s32 kFlushTiles = 65536 / kBc;  // 255 · 127 · 65536 < 2^31
-
-// Scores that a row does not see become -inf. Places of sorted keys are read here, where few tiles come.
-__device__ __forceinline__ void hide(s32 (&s)[kM][kNs][4], const AttentionParams& p, const u8* places, s32 j0,
+// Scores that a row does not see become -inf. Places of sorted keys are found and read here, where few tiles come; with
+// barriers of its own a build has no two registers to hold their address through the loop.
+__device__ __forceinline__ void hide(s32 (&s)[kM][kNs][4], const AttentionParams& p, s32 kv, s32 j0,
                                      s32 first_row, s32 t) {
+    if constexpr (kSlack > 0) asm volatile("" : "+r"(kv));  // not known before: nothing is worked out ahead
+    const u8* places = p.key_index ? p.key_index + (s64)kv * p.kv_pad : nullptr;
 #pragma unroll
     for (s32 n = 0; n < kNs; ++n)
 #pragma unroll
@@ -75,23 +79,6 @@ __device__ __forceinline__ void raise_maxima(Rows (&rows)[kM], Output& o, const 
         }
 }
 
-// Before int32 could overflow: add O to the row's floats in device memory, brought to one reference, and start anew.
-// Every lane touches only elements of its own, so nothing needs to be ordered. `reference` starts as -inf.
-__device__ __forceinline__ void flush(float* sums, float& reference, float m, s32 r, s32 t,
-                                      s32 (&o)[kNd][4]) {
-    float before = exp2_approx(reference - m);
-#pragma unroll
-    for (s32 n = 0; n < kNd; ++n)
-#pragma unroll
-        for (s32 e = 0; e < 2; ++e) {
-            float* sum = sums + 8 * n + 2 * t + e;
-            float past = reference == -INTFA_INF ? 0.0f : *sum * before;  // never written yet: not even 0
-            *sum = past + (float)o[n][2 * r + e];
-            o[n][2 * r + e] = 0;
-        }
-    reference = m;
-}
-
 // Finish 8 rows whose sums lie in shared memory; lane 4g + t brings c, m, l and the flushed sums' reference of row g.
 __device__ __forceinline__ void store_rows(const AttentionParams& p, const float* sums, s32 bh, s64 kv,
                                            s32 first_row, float c, float m, float l, float reference) {
@@ -125,29 +112,27 @@ extern "C" __global__ void __launch_bounds__(kThreads, INTFA_MIN_BLOCKS)
     attention_sm80(const __grid_constant__ AttentionParams p) {
     extern __shared__ __align__(128) u8 shared_bytes[];
     const s32 lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    const s32 warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);  // so that the compiler knows it uniform
+    const s32 warp = uniform(threadIdx.x / 32);
 
     const s32 row_blocks = (p.q_len + kBr - 1) / kBr;
-    const s32 bh = blockIdx.x / row_blocks;
-    const s32 block = row_blocks - 1 - blockIdx.x % row_blocks;  // the longest causal rows start first
-    const s64 kv = (s64)(bh / p.heads) * p.kv_heads + bh % p.heads / (p.heads / p.kv_heads);
+    const s32 bh = uniform(blockIdx.x / row_blocks);
+    const s32 block = row_blocks - 1 - (blockIdx.x - bh * row_blocks);  // the longest causal rows start first
+    const s32 kv = bh / p.heads * p.kv_heads + bh % p.heads / (p.heads / p.kv_heads);
     const s32 warp_row = block * kBr + warp * 16 * kM;
     const s64 warp_index = (s64)bh * p.q_pad + warp_row;
 
     const s32 tiles = visible_tiles(p, block * kBr, kBr);
-    const u8* places = p.key_index ? p.key_index + kv * p.kv_pad : nullptr;
     const u32 stages = shared_address(shared_bytes);
     const Places at = places_in(stages);
-    Source from = first_source(p, kv, p.last_to_first ? tiles - 1 : 0);
+    Source from = source_of(p, kv, tiles);
+    if constexpr (kSlack > 0) init_barriers(stages);
     if constexpr (kQShared) {
         const s64 first_unit = ((s64)bh * p.q_pad + block * kBr) * kQkRow + 16 * threadIdx.x;
         copy_tile<kBr, kQkRow>(stages + kStagesBytes + copy_place<kQkRow>(), (const u8*)p.q + first_unit);
     }
 #pragma unroll
-    for (s32 i = 0; i < kStages - 1; ++i) {
-        if (tiles > 0) copy_stage(i * sizeof(Stage), at, from, i + 1 < tiles);
-        copy_commit();
-    }
+    for (s32 i = 0; i < kAhead; ++i)
+        if (tiles > 0) fill_stage({i * (u32)sizeof(Stage), 0}, at, from, i + 1 < tiles);
 
     const u32 q_rows =
         stages + kStagesBytes + warp * 16 * kM * kQkRow + swizzled<kQkRow>(lane % 16, lane / 16);
@@ -175,33 +160,40 @@ extern "C" __global__ void __launch_bounds__(kThreads, INTFA_MIN_BLOCKS)
     }
     any_bias = kBiased && __any_sync(0xffffffffu, any_bias);  // of any row of the warp
 
-    constexpr u32 kLastStage = (kStages - 1) * sizeof(Stage);
-    u32 stage = kLastStage;  // offset of tile i
+    Slot tile = {0, 0}, fill = {kAhead * (u32)sizeof(Stage), 1};
+    if constexpr (kSlack > 0) publish_stage(stages, tile);
     for (s32 i = 0; i < tiles; ++i) {
-        const u32 free_stage = stage;
-        stage = stage == kLastStage ? 0 : stage + sizeof(Stage);
-        copy_wait<kStages - 2>();
-        __syncthreads();  // tile i has arrived for all, and all have left the stage of tile i - 1
+        if constexpr (kSlack == 0) {
+            copy_wait<kAhead - 1>();
+            __syncthreads();  // tile i has arrived for all, and all have left the stage of tile i - 1
+        } else {
+            while (!barrier_passed(stages + tile.offset + kStageFull, tile.parity)) continue;
+        }
 #pragma unroll
         for (s32 step = 0; step < kBc; step += kStep) {
             const s32 first = kBc == kStep ? 0 : p.last_to_first ? kBc - kStep - step : step;
             const s32 j0 = (p.last_to_first ? tiles - 1 - i : i) * kBc + first;
             float scale[kM][kBlocks][2];
 #pragma unroll
-            for (s32 m = 0; m < kM; ++m) load_scales(scale[m], rows[m], stage + at.k_scale + first / 64 * 16);
+            for (s32 m = 0; m < kM; ++m)
+                load_scales(scale[m], rows[m], tile.offset + at.k_scale + first / 64 * 16);
             s32 s[kM][kNs][4];
-            first_product(s, q, q_rows, stage + at.k + first * kQkRow);
+            first_product(s, q, q_rows, tile.offset + at.k + first * kQkRow);
             if (step == 0) {
-                copy_stage(free_stage, at, from, i + kStages < tiles);
-                copy_commit();
+                if constexpr (kSlack > 0)
+                    while (!barrier_passed(stages + fill.offset + kStageEmpty, fill.parity)) continue;
+                fill_stage(fill, at, from, i + kAhead + 1 < tiles);
+                fill = next(fill);
             }
+            if constexpr (kSlack > 0)
+                if (step + kStep == kBc) publish_stage(stages, next(tile));
             if constexpr (kKToken) {
 #pragma unroll
-                for (s32 m = 0; m < kM; ++m) scale_by_token(s[m], stage + at.k_scale + 4 * first);
+                for (s32 m = 0; m < kM; ++m) scale_by_token(s[m], tile.offset + at.k_scale + 4 * first);
             }
             if (first_key(j0) > warp_row + 16 * kM - 1 + p.causal_offset)
                 continue;  // no row of this warp sees the step
-            if (needs_mask(p, j0, warp_row)) hide(s, p, places, j0, warp_row + g, t);
+            if (needs_mask(p, j0, warp_row)) hide(s, p, kv, j0, warp_row + g, t);
 
             float top[kM][2], weight[kM][2];
 #pragma unroll
@@ -224,10 +216,12 @@ extern "C" __global__ void __launch_bounds__(kThreads, INTFA_MIN_BLOCKS)
                 for (s32 r = 0; r < 2; ++r) rows[m].l[r] = fmaf(sum[r], weight[m][r], rows[m].l[r]);
             }
             if constexpr (kIntegerPv && kFloatO)
-                second_product_scaled(o, pr, stage, at, weight, first / 32, t);
+                second_product_scaled(o, pr, tile.offset, at, weight, first / 32, t);
             else
-                second_product(o, pr, stage + at.v, first / (kStep / kPSteps));
+                second_product(o, pr, tile.offset + at.v, first / (kStep / kPSteps));
         }
+        leave_stage(stages, tile);
+        tile = next(tile);
 
         if constexpr (kLong && !kFloatO) {
             if (i % kFlushTiles == kFlushTiles - 1) {

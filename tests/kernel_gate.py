@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from kernel_matrix import Build
 from nvrtc import Compiled, CompileError, compile_kernel, instructions, launch_bounds, resources
 
-from cupy_intfa.kernels import compile_options, source_text
+from cupy_intfa.kernels import architecture, compile_options, source_text
 
 REGISTERS = 65536  # of a multiprocessor, on every architecture here
 GRAIN = 8  # registers are handed out to the threads of a warp in eights
@@ -24,7 +24,8 @@ _EXPECTED_WARNING = "Architectures prior to '<compute/sm>_75' are deprecated"
 def build_kernel(build: Build) -> Compiled:
     """Compile as CuPy would on the device; `CompileError` where NVRTC refuses."""
     options = compile_options(build.defines)
-    return compile_kernel(source_text(build.source), build.device.arch, options, cuda=build.device.nvrtc[0])
+    arch = architecture(build.source, build.device.arch)
+    return compile_kernel(source_text(build.source), arch, options, cuda=build.device.nvrtc[0])
 
 
 def examine(build: Build) -> list[str]:
@@ -73,6 +74,10 @@ def expected_instructions(build: Build) -> Iterator[str]:
         if build.device.capability >= (8, 0):
             yield "LDGSTS.E.BYPASS.128"
         yield from (_mma(build, "QK", "S8.S8"), _mma(build, "PV", "U8.S8"))
+    if build.source == "attention_sm90":
+        yield f"IGMMA.64x{build.macros['BC']}x32.S8.S8"
+        yield "HGMMA.64x" if build.macros["PV"] == "1" else "IGMMA.64x"
+        yield from ("UTMALDG.2D", "UBLKCP", "SYNCS.ARRIVE.TRANS64", "USETMAXREG")
     if build.source == "quantize_rows" and build.macros["VECTOR"] == "1":
         yield "LDG.E.128" if has_names else "ld.global.nc.v4"
 

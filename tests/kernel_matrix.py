@@ -120,18 +120,29 @@ def quantize_builds(draws: int) -> list[Build]:
     return list(builds)
 
 
+# Macros that follow from the others, by the tables of tiles: each value is met, but not in all pairs.
+_TILE = ("WARPS", "M_TILES", "BC", "STEP", "Q_SHARED", "STAGES", "SLACK", "MIN_BLOCKS", "ITEM_BUFFERS", "CUBIC")
+
+
 def combinations_of(build: Build, size: int) -> set[tuple[object, ...]]:
-    """List the values (1) or pairs of values (2) of a build's macros; the architecture counts as one of them."""
-    items = {"arch": build.device.arch, **build.macros}.items()
-    return {(build.source, *combination) for combination in combinations(items, size)}
+    """List the values of a build's macros, and from size 2 on pairs of those that are chosen freely.
+
+    The architecture counts as one of them.
+    """
+    items = {"arch": build.device.arch, **build.macros}
+    chosen = [item for item in items.items() if item[0] not in _TILE]
+    pairs = combinations(chosen, 2) if size > 1 else ()
+    return {(build.source, *combination) for combination in (*combinations(items.items(), 1), *pairs)}
 
 
-def cover(builds: Sequence[Build], size: int) -> list[Build]:
-    """Pick builds until all values or pairs that occur in any are met: next always the one that brings most."""
+def cover(builds: Sequence[Build], size: int, before: Sequence[Build] = ()) -> list[Build]:
+    """Pick builds until all combinations are met, by them or by those before; the next is the one that brings most."""
     numbers: dict[object, int] = {}
     rows = [[numbers.setdefault(one, len(numbers)) for one in combinations_of(build, size)] for build in builds]
     missing = np.ones(len(numbers) + 1, np.bool_)
     missing[-1] = False  # fills up the rows of builds with fewer macros
+    for build in before:
+        missing[[numbers[one] for one in combinations_of(build, size) if one in numbers]] = False
     table = np.full((len(rows), max(map(len, rows))), len(numbers))
     for i, row in enumerate(rows):
         table[i, : len(row)] = row

@@ -127,7 +127,7 @@ def launch_bounds(compiled: Compiled) -> tuple[int, int]:
 
 def instructions(compiled: Compiled) -> Counter[str]:
     """Count the kernel's instructions by full name: ``IMMA.16832.U8.S8``; before Turing PTX, ``dp4a.u32.s32``."""
-    if int(compiled.arch.removeprefix("sm_")) < _DISASSEMBLED_FROM:
+    if int(compiled.arch.removeprefix("sm_").rstrip("a")) < _DISASSEMBLED_FROM:
         return Counter(_PTX.findall(compiled.ptx))
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.cubin)

@@ -109,7 +109,12 @@ class FakeCuPy:
     def RawModule(self, **options: Any) -> SimpleNamespace:
         self.compiled.append(options)
         self.while_compiling()
-        return SimpleNamespace(get_function=lambda entry: SimpleNamespace(entry=entry, max_dynamic_shared_size_bytes=0))
+        return SimpleNamespace(get_function=self._function)
+
+    def _function(self, entry: str) -> SimpleNamespace:
+        kernel = SimpleNamespace(entry=entry, max_dynamic_shared_size_bytes=0, num_regs=40, local_size_bytes=8)
+        kernel.kernel = kernel  # a RawKernel's Function
+        return kernel
 
 
 @pytest.fixture
@@ -138,6 +143,16 @@ def test_kernel_is_compiled_once_for_each_device_and_each_set_of_macros(sources:
     again = [kernels.load_kernel(*arguments) for arguments in asked]
     assert len(cupy.compiled) == len({id(kernel) for kernel in first}) == 3
     assert all(a is b for a, b in zip(first, again, strict=True))
+
+
+def test_attributes_are_those_of_a_loaded_kernel_and_load_none(sources: Path, cupy: FakeCuPy) -> None:
+    assert kernels.find_loaded("b", ("D=64",), 0) is None
+    assert not cupy.compiled
+    kernels.load_kernel("b", ("D=64",), 0)
+    found = kernels.find_loaded("b", ("D=64",), 0)
+    assert found
+    assert (found.registers, found.local_bytes) == (40, 8)
+    assert kernels.find_loaded("b", ("D=64",), 1) is None
 
 
 def test_reload_compiles_what_has_been_edited(sources: Path, cupy: FakeCuPy) -> None:

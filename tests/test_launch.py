@@ -26,7 +26,7 @@ ATTENTION: Fields = {
     **dict.fromkeys((*launch._ARRAYS, "out", "lse", "o_flush"), "Q"),
     "out_stride": "4q",
     **dict.fromkeys(("heads", "kv_heads", "q_len", "kv_len", "head_dim", "q_pad", "kv_pad"), "i"),
-    **dict.fromkeys(("causal_offset", "last_to_first", "out_dtype"), "i"),
+    **dict.fromkeys(("causal_offset", "last_to_first", "out_dtype", "all_heads", "section"), "i"),
     **dict.fromkeys(("scale", "scale_log2", "score_reach", "log2_top"), "f"),
 }
 _CODES = {name: f"{name}_codes" for name in "qkv"}
@@ -119,13 +119,12 @@ def test_numbers_that_both_sides_know_are_the_same() -> None:
 class Launches:
     """Stands in for the kernels: keeps what they are launched with."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, module: Any) -> None:
+    def __init__(self) -> None:
         self.calls: list[dict[str, Any]] = []
-        monkeypatch.setattr(module, "load_kernel", self._load)
 
-    def _load(self, name: str, defines: tuple[str, ...], device: int, shared_bytes: int = 0) -> Any:
+    def load(self, name: str, defines: tuple[str, ...], device: int, shared_bytes: int = 0) -> Any:
         def launched(grid: Any, block: Any, arguments: Any, shared_mem: int = 0) -> None:
-            (params,) = arguments
+            params, *maps = arguments
             assert isinstance(params, np.void), "CuPy passes a NumPy scalar by value"
             self.calls.append(
                 {
@@ -133,6 +132,7 @@ class Launches:
                     "grid": grid,
                     "block": block,
                     "params": params.tobytes(),
+                    "maps": maps,
                     "shared": shared_mem,
                 }
             )
@@ -163,17 +163,25 @@ def plan_for(preset: str, problem: AttentionProblem) -> tuple[Plan, CudaPlan]:
         ("fp16", False, {"v_mean", "q_kmean", "key_index", "o_flush"}),
     ],
 )
-def test_attention_gets_every_value_in_its_field(
-    monkeypatch: pytest.MonkeyPatch, preset: str, is_causal: bool, absent: set[str]
-) -> None:
+def test_attention_gets_every_value_in_its_field(preset: str, is_causal: bool, absent: set[str]) -> None:
     mask: dict[str, Any] = {"is_causal": is_causal, "causal_alignment": "bottom_right" if is_causal else None}
     kv = (3, 2, 200, 40)
     problem = make_problem((3, 6, 130, 40), kv, kv, ("bfloat16",) * 3, scale=0.3, **mask)
     plan, cuda = plan_for(preset, problem)
-    launches = Launches(monkeypatch, launch)
-    launch.attention(plan, cuda, 1 << 40, 1 << 41, (11, 12, 13, 14), 1 << 42)
+    launches = Launches()
+    launch.attention(
+        plan, cuda, 1 << 40, 1 << 41, (11, 12, 13, 14), 1 << 42, load=launches.load, make_map=lambda *matrix: matrix
+    )
     (call,) = launches.calls
     assert call["kernel"] == (cuda.source, cuda.defines, cuda.device.ordinal, cuda.shared_bytes)
+    regions = cuda.packing.regions
+    assert [matrix[0] for matrix in call["maps"]] == [(1 << 40) + regions[box.array].offset for box in cuda.boxes]
+    for (_, size, rows, columns, *box_shape), box in zip(call["maps"], cuda.boxes, strict=True):
+        assert rows * columns * size == regions[box.array].nbytes
+        assert tuple(box_shape) == (box.rows, box.columns)
+        assert columns % box.columns == 0
+        assert box.columns * size in (32, 64, 128)
+        assert box.rows <= 256
     assert (call["grid"], call["block"], call["shared"]) == ((cuda.grid,), (cuda.threads,), cuda.shared_bytes)
 
     got = unpack_fields(ATTENTION, call["params"])
@@ -198,6 +206,8 @@ def test_attention_gets_every_value_in_its_field(
         "causal_offset": 70 if is_causal else launch.NO_MASK,
         "last_to_first": PRESETS[preset].key_order == "last_to_first",
         "out_dtype": 1,
+        "all_heads": 18,
+        "section": 18,
         "scale": scale,
         "scale_log2": np.float32(scale * np.float32(np.log2(np.e))),
         "score_reach": largest * largest * 40,
@@ -206,12 +216,22 @@ def test_attention_gets_every_value_in_its_field(
     assert {name: got[name] for name in expected} == expected
 
 
-def test_long_rows_get_the_scratch_behind_the_packing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_rows_get_the_scratch_behind_the_packing() -> None:
     kv = (1, 1, 65537, 16)
     plan, cuda = plan_for("fast", make_problem((1, 1, 8, 16), kv, kv, ("float16",) * 3))
-    launches = Launches(monkeypatch, launch)
-    launch.attention(plan, cuda, 4096, 0, (0, 0, 0, 1), 0)
+    launches = Launches()
+    launch.attention(plan, cuda, 4096, 0, (0, 0, 0, 1), 0, load=launches.load, make_map=lambda *_: None)
     assert unpack_fields(ATTENTION, launches.calls[0]["params"])["o_flush"] == 4096 + cuda.packing.nbytes
+
+
+def test_sections_of_heads_fill_the_cache_and_no_more() -> None:
+    kv = (2, 4, 16384, 128)  # 4 MB of K and V for each of 8 KV heads: eight of them are 32 MB
+    for heads, kv_shape, section in ((8, kv, 16), (4, kv, 8), (8, (2, 4, 131072, 128), 2), (8, (2, 4, 64, 128), 16)):
+        problem = make_problem((2, heads, 256, 128), kv_shape, kv_shape, ("float16",) * 3)
+        plan, cuda = plan_for("fast", problem)
+        launches = Launches()
+        launch.attention(plan, cuda, 4096, 0, (0, 0, 0, 1), 0, load=launches.load, make_map=lambda *_: None)
+        assert unpack_fields(ATTENTION, launches.calls[0]["params"])["section"] == section, (heads, kv_shape)
 
 
 def array_at(address: int, shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int = 2) -> Any:
@@ -226,7 +246,7 @@ def array_at(address: int, shape: tuple[int, ...], strides: tuple[int, ...], ite
     [("bhsd", True, (0, 1, 2, 3)), ("bshd", True, (0, 2, 1, 3)), ("bshd", False, (None, 1, 0, 2))],
 )
 def test_quantise_kernels_get_every_value_in_its_field(
-    monkeypatch: pytest.MonkeyPatch, layout: str, batched: bool, order: tuple[int | None, ...]
+    layout: str, batched: bool, order: tuple[int | None, ...]
 ) -> None:
     def shape(heads: int, length: int) -> tuple[int, ...]:
         return ((3,) if batched else ()) + ((heads, length) if layout == "bhsd" else (length, heads)) + (40,)
@@ -236,8 +256,8 @@ def test_quantise_kernels_get_every_value_in_its_field(
     plan, cuda = plan_for("fast", problem)
     strides = [tuple(10 * i + n for n in range(len(q))) for i in (1, 2, 3)]
     arrays = tuple(array_at(i << 44, x, s) for i, x, s in zip((1, 2, 3), (q, kv, kv), strides, strict=True))
-    launches = Launches(monkeypatch, quantize_launch)
-    quantize_launch.quantize_into(plan, cuda, arrays, SimpleNamespace(data=SimpleNamespace(ptr=1 << 40)))
+    launches = Launches()
+    quantize_launch.quantize_into(plan, cuda, arrays, SimpleNamespace(data=SimpleNamespace(ptr=1 << 40)), launches.load)
 
     planned = quantize_cuda.plan_quantize(problem, plan.recipe, quantize_launch.is_vector(arrays))
     assert [call["kernel"] for call in launches.calls] == [(x.source, x.defines, 0, 0) for x in planned.launches]

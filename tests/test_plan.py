@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import Case, cases, presets
 
-from cupy_intfa import PRESETS, Recipe, explain, get_recipe
+from cupy_intfa import PRESETS, Recipe, explain, get_recipe, kernels
 from cupy_intfa.device import DeviceInfo
 from cupy_intfa.kernel_table import KERNELS, LONG_ROW, NAMED_KERNELS, KernelChoice, padded_head_dim
 from cupy_intfa.packing import HEAD_DIM_TILES, KEY_PAD, QUERY_PAD, make_packing
@@ -46,7 +46,9 @@ SMALL = problem_of(Case())
 def test_architecture_decides_the_kernel(arch: str, preset: str) -> None:
     recipe, device = PRESETS[preset], DEVICES[arch]
     tensor_cores_from = (8, 9) if recipe.qk in FLOAT8 else (7, 5)
-    if device.capability >= tensor_cores_from:
+    if device.capability == (9, 0) and recipe.qk == "int8" and preset != "precise":
+        assert on_gpu(SMALL, recipe, device)[1].source == "attention_sm90"
+    elif device.capability >= tensor_cores_from:
         assert on_gpu(SMALL, recipe, device)[1].source == "attention_sm80"
     elif recipe.qk == "int8" and recipe.integer_pv:
         assert on_gpu(SMALL, recipe, device)[1].source == "attention_dp4a"
@@ -55,13 +57,35 @@ def test_architecture_decides_the_kernel(arch: str, preset: str) -> None:
             make_plan(SMALL, recipe, "cuda", device)
 
 
+@pytest.mark.parametrize(("head_dim", "number"), [(48, 80), (64, 80), (96, 90), (128, 90), (192, 90), (256, 80)])
+def test_precise_runs_on_hopper_where_it_was_measured_faster(head_dim: int, number: int) -> None:
+    assert on_gpu(problem_of(Case(head_dim=head_dim)), PRESETS["precise"])[1].source == f"attention_sm{number}"
+
+
+@pytest.mark.parametrize(("head_dim", "number"), [(8, 80), (32, 80), (33, 90), (100, 90), (200, 90), (256, 90)])
+def test_hopper_runs_fast_by_wgmma_from_33_channels_on(head_dim: int, number: int) -> None:
+    assert on_gpu(problem_of(Case(head_dim=head_dim)), PRESETS["fast"])[1].source == f"attention_sm{number}"
+
+
+def test_hopper_without_a_compiler_for_wgmma_takes_mma_sync_and_says_so() -> None:
+    old = replace(HOPPER, nvrtc=(12, 8))
+    assert on_gpu(problem_of(Case(head_dim=64)), PRESETS["fast"], old)[1].source == "attention_sm80"
+    with pytest.raises(NotImplementedError, match=r"takes NVRTC 12\.9 or newer: found 12\.8"):
+        make_plan(problem_of(Case(head_dim=64)), PRESETS["fast"], "sm90", old)
+
+
 @pytest.mark.parametrize("arch", DEVICES)
 @pytest.mark.parametrize("preset", PRESETS)
 def test_naming_a_kernel_runs_it_or_says_why_not(arch: str, preset: str) -> None:
     recipe, device = PRESETS[preset], DEVICES[arch]
     integer = recipe.qk == "int8" and recipe.integer_pv
     has_mma = device.capability >= ((8, 9) if recipe.qk in FLOAT8 else (7, 5))
-    for name, runs in (("naive", True), ("dp4a", integer), ("sm80", has_mma)):
+    for name, runs in (
+        ("naive", True),
+        ("dp4a", integer),
+        ("sm80", has_mma),
+        ("sm90", device.capability == (9, 0) and recipe.qk == "int8"),
+    ):
         if runs:
             plan = make_plan(SMALL, recipe, name, device)
             assert (plan.backend, plan.kernel) == ("cuda", f"attention_{name}")
@@ -223,8 +247,16 @@ def test_plan_says_all_that_runs_and_why() -> None:
         f"  on made up 9.0 (sm_90): {cuda.grid} blocks of {cuda.threads} threads, each {cuda.shared_bytes} bytes of "
         f"shared memory; workspace of {cuda.workspace_bytes} bytes",
         f"  compiled with {' '.join(cuda.defines)}",
+        "  registers: not known yet, the first call on the GPU compiles the kernel",
         f"  because {plan.reasons[0]}",
     ]
+
+
+def test_plan_says_what_a_loaded_kernel_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan, cuda = on_gpu(problem_of(Case()), PRESETS["fast"])
+    key = (cuda.device.ordinal, cuda.source, cuda.defines)
+    monkeypatch.setitem(kernels._loaded, key, kernels.Loaded(None, 128, 16))
+    assert "  registers: 128 per thread, 16 bytes of spills" in str(plan).splitlines()
 
 
 def test_equal_calls_give_equal_plans_and_a_plan_can_be_a_key() -> None:

@@ -1,5 +1,7 @@
 """The problem: what is derived from shapes and masks."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -44,6 +46,12 @@ def test_visible_pairs_are_those_of_the_mask(q_len: int, kv_len: int, alignment:
 @pytest.mark.parametrize("alignment", [None, *ALIGNMENTS])
 def test_alignments_agree_on_equal_lengths(alignment: str | None) -> None:
     assert problem_of(Case(is_causal=True, causal_alignment=alignment)).causal_offset == 0
+
+
+@pytest.mark.parametrize("is_causal", [np.bool_(True), np.bool_(False)])
+def test_a_mask_is_asked_for_with_a_bool_of_numpy_as_well(is_causal: Any) -> None:
+    asked = problem_of(Case(q_len=3, kv_len=5, is_causal=is_causal, causal_alignment="top_left"))
+    assert asked.causal_offset == (0 if is_causal else None)
 
 
 def test_an_alignment_without_a_mask_is_no_mask() -> None:

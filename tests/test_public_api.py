@@ -15,11 +15,14 @@ def test_names_are_exactly_these() -> None:
         "Plan",
         "QuantizedQKV",
         "Recipe",
+        "SimulationError",
+        "Trace",
         "attention",
         "attention_quantized",
         "explain",
         "get_recipe",
         "quantize_qkv",
+        "simulate",
     ]
 
 

@@ -44,6 +44,7 @@ def test_unknown_choice_names_field_value_and_choices(field: str) -> None:
     [
         ({"p_levels": 1}, "p_levels=1 does not go with pv='int8': expected 127 or 255"),
         ({"pv": "int8x2"}, "p_levels=127 does not go with pv='int8x2': expected 255"),
+        ({"pv": "float16", "p_levels": True}, "p_levels=True does not go with pv='float16': expected 1"),
         ({"pv": "float16"}, "p_levels=127 does not go with pv='float16': expected 1"),
         ({"pv": "float8_e4m3", "p_levels": 448}, "p_levels=448 does not go with pv='float8_e4m3': expected 1 or 256"),
         ({"qk_bits": 4, "qk": "float16"}, "qk_bits=4 needs qk='int8', got qk='float16'"),

@@ -168,7 +168,7 @@ def test_recipe(face: str) -> None:
 
 @pytest.mark.parametrize("face", FACES)
 def test_backend(face: str) -> None:
-    message = "backend='gpu': expected one of ('auto', 'numpy', 'cuda', 'sm80', 'dp4a', 'naive')"
+    message = "backend='gpu': expected one of ('auto', 'numpy', 'cuda', 'simulate', 'sm90', 'sm80', 'dp4a', 'naive')"
     refuses(FACES[face], ValueError, message, *arrays(), backend="gpu")
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from cupy_intfa.kernels import load_kernel
 from cupy_intfa.launch import by_value
 from cupy_intfa.quantize.arithmetic import Array
-from cupy_intfa.quantize.cuda import PARAMS, QuantizePlan, plan_quantize
+from cupy_intfa.quantize.cuda import PARAMS, QuantizePlan
 
 if TYPE_CHECKING:
     from cupy_intfa.plan import CudaPlan, Plan
@@ -16,7 +17,13 @@ if TYPE_CHECKING:
 _WIDE = 2**31  # bytes; a stride below it fits the 32-bit multiplications of the kernels' 16-byte path
 
 
-def quantize_into(plan: Plan, cuda: CudaPlan, arrays: tuple[Array, ...], workspace: Array) -> None:
+def quantize_into(
+    plan: Plan,
+    cuda: CudaPlan,
+    arrays: tuple[Array, ...],
+    workspace: Array,
+    load: Callable[..., Any] = load_kernel,
+) -> None:
     """Write the packing of q, k and v, by kernels on CuPy's current device and stream.
 
     Parameters
@@ -28,13 +35,15 @@ def quantize_into(plan: Plan, cuda: CudaPlan, arrays: tuple[Array, ...], workspa
     workspace : cupy.ndarray (at least ``cuda.workspace_bytes``,), uint8
         The packing in front is written to its last byte but for the gaps between its arrays; what lies behind it is
         scratch, free again when the launches are over.
+    load : callable
+        Where kernels come from: `load_kernel`, or its like of the simulator.
     """
     problem = plan.problem
-    quantize = plan_quantize(problem, plan.recipe, is_vector(arrays))
-    params = by_value(pack_params(problem, quantize, arrays, workspace.data.ptr))
+    quantize = plan.quantize[is_vector(arrays)]
+    params = (by_value(pack_params(problem, quantize, arrays, workspace.data.ptr)),)
+    device = cuda.device.ordinal
     for launch in quantize.launches:
-        kernel = load_kernel(launch.source, launch.defines, cuda.device.ordinal)
-        kernel((launch.grid,), (launch.threads,), (params,))
+        load(launch.source, launch.defines, device)((launch.grid,), (launch.threads,), params)
 
 
 def is_vector(arrays: tuple[Array, ...]) -> bool:
@@ -50,25 +59,26 @@ def is_vector(arrays: tuple[Array, ...]) -> bool:
     bool
         D a multiple of 8, channels side by side, addresses and strides multiples of 16 bytes, strides below 2 GB.
     """
-    return all(
-        x.shape[-1] % 8 == 0
-        and x.data.ptr % 16 == 0
-        and x.strides[-1] == x.itemsize
-        and all(n == 1 or (s % 16 == 0 and abs(s) < _WIDE) for n, s in zip(x.shape[:-1], x.strides, strict=False))
-        for x in arrays
-    )
+    for x in arrays:
+        shape, strides = x.shape, x.strides
+        if shape[-1] % 8 or x.data.ptr % 16 or strides[-1] != x.itemsize:
+            return False
+        for n, stride in zip(shape[:-1], strides, strict=False):
+            if n != 1 and (stride % 16 or abs(stride) >= _WIDE):
+                return False
+    return True
 
 
 def pack_params(p: AttentionProblem, quantize: QuantizePlan, arrays: tuple[Array, ...], workspace: int) -> bytes:
     """Give the bytes of QuantizeParams for arrays and a workspace at an address."""
     inputs: list[int] = []
     for x in arrays:
-        batch, *inner = x.strides if p.batched else (0, *x.strides)
-        heads, tokens, channels = inner if p.layout == "bhsd" else (inner[1], inner[0], inner[2])
+        strides = x.strides if p.batched else (0, *x.strides)
+        batch, heads, tokens, channels = strides if p.layout == "bhsd" else (strides[0], strides[2], *strides[1::2])
         inputs += (x.data.ptr, batch, heads, tokens, channels)
     return PARAMS.pack(
         *inputs,
-        *(0 if offset < 0 else workspace + offset for offset in quantize.offsets),
+        *[workspace + offset if offset >= 0 else 0 for offset in quantize.offsets],
         p.batch,
         p.heads,
         p.kv_heads,

@@ -45,6 +45,15 @@
 #ifndef INTFA_STAGES
 #define INTFA_STAGES 2  // key tiles in shared memory
 #endif
+#ifndef INTFA_CUBIC
+#define INTFA_CUBIC 0  // n: the first of every n groups of 16 keys takes its exponentials from a polynomial
+#endif
+#ifndef INTFA_ITEM_BUFFERS
+#define INTFA_ITEM_BUFFERS 1  // blocks of rows whose Q is in shared memory
+#endif
+#ifndef INTFA_SLACK
+#define INTFA_SLACK 0  // tiles that a warp may be behind the first of its block; 0: they meet at every tile
+#endif
 #ifndef INTFA_MIN_BLOCKS
 #define INTFA_MIN_BLOCKS 1  // blocks per multiprocessor that ptxas must leave registers for
 #endif
@@ -65,6 +74,9 @@ constexpr s32 kBc = INTFA_BC;
 constexpr s32 kStep = INTFA_STEP;
 constexpr bool kQShared = INTFA_Q_SHARED;
 constexpr s32 kStages = INTFA_STAGES;
+constexpr s32 kSlack = INTFA_SLACK;
+constexpr s32 kCubic = INTFA_CUBIC;
+constexpr u32 kItemBuffers = INTFA_ITEM_BUFFERS;
 
 constexpr s32 kThreads = 32 * kWarps;
 constexpr s32 kBr = 16 * kM * kWarps;  // rows of Q per block
@@ -76,10 +88,10 @@ static_assert(kD % 32 == 0 && kD <= 256,
               "INTFA_D: 32, 64, 96, 128, 192 or 256, a multiple of the MMA's depth");
 static_assert(kBc % 64 == 0 && kBc <= 128, "INTFA_BC: 64 or 128, a multiple of the key block");
 static_assert(kStep == 32 || kStep == 64 || kStep == kBc, "INTFA_STEP: 32 or 64 keys, or all of a tile");
-static_assert(kStep == 64 || !kTileRef, "INTFA_STEP: the tile of a tile reference is the key block");
 static_assert(kBc == 64 || !kVBlock, "INTFA_BC: V with a scale per block has one tile per block");
 static_assert(kQk == kInt8 || kQk == kPv, "INTFA_QK: a float Q and K go with P and V of the same format");
 static_assert(kIntegerPv || !kVBlock, "INTFA_V_BLOCK: a float V has one scale");
 static_assert(kQk == kInt8 || !kKToken, "INTFA_K_TOKEN: a float K has one scale");
-static_assert(kStages >= 2, "INTFA_STAGES: a tile is copied while another is read");
-static_assert(kBr <= 128, "INTFA_WARPS, INTFA_M_TILES: the packing pads Q to 128 rows");
+static_assert(kCubic == 0 || (kIntegerPv && kExactSum),
+              "INTFA_CUBIC: a polynomial that is good to 8 bits, and is 0 where P is");
+static_assert(kStages >= 2 + kSlack, "INTFA_STAGES: a tile is copied while another is read");

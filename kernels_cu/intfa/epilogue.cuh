@@ -12,19 +12,25 @@ struct RowEnd {
     bool empty;
 };
 
-// row_index = (b Hq + h) q_pad + row, kv_index = b Hkv + kv head; c = scale_log2 s_q of the row.
-__device__ __forceinline__ RowEnd end_row(const AttentionParams& p, s64 row_index, s64 kv_index, float c,
+// `mark` is 0 or NaN; c = scale_log2 s_q of the row; k_scale_max of its KV head.
+__device__ __forceinline__ RowEnd end_row(const AttentionParams& p, float mark, float k_scale_max, float c,
                                           float m, float l) {
     RowEnd row;
     row.empty = m == -INTFA_INF;
     row.inverse = __frcp_rn(row.empty ? 1.0f : l);
-    row.mark = p.q_mark[row_index] + p.kv_mark[kv_index];
+    row.mark = mark;
     // Scores that could leave float32 make the row NaN; no score of another row can be infinite.
-    float reach = __fmul_rn(__fmul_rn(c, p.k_scale_max[kv_index]), p.score_reach);
+    float reach = __fmul_rn(__fmul_rn(c, k_scale_max), p.score_reach);
     if (!(reach < INTFA_INF)) row.mark = INTFA_NAN;
     // So does a maximum that float32 has in steps of 1/2: P would lose its levels to the rounding.
     if (!row.empty && !(fabsf(m) <= kMaxScore)) row.mark = INTFA_NAN;
     return row;
+}
+
+// The same from device memory: row_index = (b Hq + h) q_pad + row, kv_index = b Hkv + kv head.
+__device__ __forceinline__ RowEnd end_row(const AttentionParams& p, s64 row_index, s64 kv_index, float c,
+                                          float m, float l) {
+    return end_row(p, p.q_mark[row_index] + p.kv_mark[kv_index], p.k_scale_max[kv_index], c, m, l);
 }
 
 __device__ __forceinline__ float end_element(const RowEnd& row, float o, float v_scale, float v_mean) {

@@ -91,6 +91,9 @@ __device__ __forceinline__ float step_max(const s32 (&s)[kNs][4], s32 r, const f
     return quad_max(x);
 }
 
+// An MMA with ones sums P over all lanes, into four registers: at D 256 with O in floats there are but two.
+constexpr bool kCountByLane = kFloatO && kD == 256;
+
 // P = R 2^(x - m_ref) for all columns, packed as A fragments of the second product, p[depth step][a0..a3]; and its row
 // sums, by an MMA with ones. An `exact` sum takes P as float16, for 8-bit P the float16 sums of columns j and j + 8: an
 // error of 2^-11 at most in a term, against 32 additions. A quantised one takes P as it is multiplied.
@@ -142,14 +145,24 @@ __device__ __forceinline__ void probabilities(const s32 (&s)[kNs][4], const floa
             pairs[n % 4 + 1] = add_half2(half[1], half[3]);
             if (n % 4 == 2) mma_float<kHalf>(total, pairs, 0x3c003c00u, 0x3c003c00u);
         }
-        if constexpr (!kHalfSum && kPv == kInt8)
-            if (n % 4 == 2) mma_u8(count, p[n / 4], 0x01010101u, 0x01010101u);
+        if constexpr (!kHalfSum && kPv == kInt8) {
+            if (n % 4 == 2 && !kCountByLane) mma_u8(count, p[n / 4], 0x01010101u, 0x01010101u);
+#pragma unroll
+            for (s32 r = 0; r < 2; ++r)
+                if (n % 4 == 2 && kCountByLane)
+                    count[2 * r] = (s32)sum_bytes(p[n / 4][r], sum_bytes(p[n / 4][2 + r], count[2 * r]));
+        }
         if constexpr (!kHalfSum && kPv == kE4M3)
             if (n % 4 == 2) mma_float<kPv>(total, p[n / 4], 0x38383838u, 0x38383838u);
         if constexpr (!kHalfSum && kPv == kE5M2)
             if (n % 4 == 2) mma_float<kPv>(total, p[n / 4], 0x3c3c3c3cu, 0x3c3c3c3cu);
     }
 #pragma unroll
-    for (s32 r = 0; r < 2; ++r)
+    for (s32 r = 0; r < 2; ++r) {
+        if constexpr (kCountByLane && !kHalfSum && kPv == kInt8) {
+            count[2 * r] += __shfl_xor_sync(0xffffffffu, count[2 * r] - kScoreBias, 1);
+            count[2 * r] += __shfl_xor_sync(0xffffffffu, count[2 * r] - kScoreBias, 2);
+        }
         sum[r] = kHalfSum || kPv != kInt8 ? total[2 * r] : __int_as_float(count[2 * r]) - kScoreBiasFloat;
+    }
 }

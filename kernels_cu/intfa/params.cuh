@@ -26,6 +26,8 @@ struct AttentionParams {
     s32 causal_offset;  // row i sees keys j <= i + causal_offset; kNoMask for all
     s32 last_to_first;  // order of the key tiles
     s32 out_dtype;
+    s32 all_heads;      // batch times heads
+    s32 section;        // heads that are worked on side by side, their K and V in the L2 cache together
     float scale;        // softmax scale
     float scale_log2;   // scale * log2(e), rounded on the host
     float score_reach;  // largest code of Q times largest code of K times head_dim

@@ -4,10 +4,19 @@
 
 __device__ __forceinline__ u32 shared_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
 
+// A value that all lanes have: so that the compiler knows it, and keeps it in a uniform register.
+__device__ __forceinline__ s32 uniform(s32 x) { return __shfl_sync(0xffffffffu, x, 0); }
+
 // A value that stays in its register: without this, an address is worked out again in every tile from the thread's index,
 // which takes some 50 cycles to read.
 __device__ __forceinline__ u32 keep(u32 x) { return __shfl_sync(0xffffffffu, x, threadIdx.x % 32); }
 
+// Now, and not where the value is used: it is there by then.
+__device__ __forceinline__ float load_global(const float* address) {
+    float x;
+    asm volatile("ld.global.f32 %0, [%1];" : "=f"(x) : "l"(address));
+    return x;
+}
 __device__ __forceinline__ float load_float(u32 address) {
     float x;
     asm volatile("ld.shared.f32 %0, [%1];" : "=f"(x) : "r"(address) : "memory");
@@ -20,9 +29,13 @@ __device__ __forceinline__ float2 load_float2(u32 address) {
 }
 
 #if __CUDA_ARCH__ >= 800
-// .cg: the copy bypasses L1, which holds nothing that a tile is read for twice.
+// From `kFrom` bytes behind src to `kTo` bytes behind dst. .cg: the copy bypasses L1, which holds nothing that a tile is
+// read for twice.
+template <s32 kTo = 0, s32 kFrom = 0>
 __device__ __forceinline__ void copy16(u32 dst, const void* src) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(dst), "l"(src) : "memory");
+    asm volatile("cp.async.cg.shared.global [%0 + %2], [%1 + %3], 16;" ::"r"(dst), "l"(src), "n"(kTo),
+                 "n"(kFrom)
+                 : "memory");
 }
 __device__ __forceinline__ void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <s32 kPending>
@@ -30,9 +43,11 @@ __device__ __forceinline__ void copy_wait() {
     asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 #else  // sm_75 has no cp.async: the copy is done when it returns, and the caller's barrier publishes it
+template <s32 kTo = 0, s32 kFrom = 0>
 __device__ __forceinline__ void copy16(u32 dst, const void* src) {
-    const uint4 x = *(const uint4*)src;
-    asm volatile("st.shared.v4.u32 [%0], {%1,%2,%3,%4};" ::"r"(dst), "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w)
+    const uint4 x = *(const uint4*)((const u8*)src + kFrom);
+    asm volatile("st.shared.v4.u32 [%0], {%1,%2,%3,%4};" ::"r"(dst + kTo), "r"(x.x), "r"(x.y), "r"(x.z),
+                 "r"(x.w)
                  : "memory");
 }
 __device__ __forceinline__ void copy_commit() {}

@@ -21,6 +21,41 @@ __device__ __forceinline__ u32 half2_bits(float low, float high) {
     return h;
 }
 
+__device__ __forceinline__ float2 floats_of(u32 half2) {
+    float2 f;
+    asm("{.reg .b16 l, h; mov.b32 {l, h}, %2; cvt.f32.f16 %0, l; cvt.f32.f16 %1, h;}"
+        : "=f"(f.x), "=f"(f.y)
+        : "r"(half2));
+    return f;
+}
+
+__device__ __forceinline__ u32 fma_half2(u32 x, u32 y, u32 z) {
+    u32 d;
+    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(x), "r"(y), "r"(z));
+    return d;
+}
+__device__ __forceinline__ u32 mul_half2(u32 x, u32 y) {
+    u32 d;
+    asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(d) : "r"(x), "r"(y));
+    return d;
+}
+__device__ __forceinline__ u32 max_half2(u32 x, u32 y) {
+    u32 d;
+    asm("max.f16x2 %0, %1, %2;" : "=r"(d) : "r"(x), "r"(y));
+    return d;
+}
+
+// 2^y of two y <= 8 in float16, without the slow unit: the fourth power of a cubic for 2^(y / 4), fitted so that the
+// largest of |error| / (0.3 + 0.004 2^y) is least. P of 8 bits is off by 0.72 of a level at most, what is below 2^-5 is 0.
+__device__ __forceinline__ u32 exp2_cubic(u32 y) {
+    y = max_half2(y, 0xc550c550u);  // -5.3125, where the cubic is 0
+    u32 w = fma_half2(y, 0x17aa17aau, 0x20962096u);
+    w = fma_half2(w, y, 0x31d931d9u);
+    w = fma_half2(w, y, 0x3c053c05u);
+    w = mul_half2(w, w);
+    return mul_half2(w, w);
+}
+
 __device__ __forceinline__ u32 add_half2(u32 x, u32 y) {
     u32 sum;
     asm("add.rn.f16x2 %0, %1, %2;" : "=r"(sum) : "r"(x), "r"(y));

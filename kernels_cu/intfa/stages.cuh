@@ -3,6 +3,7 @@
 #pragma once
 #include "config.cuh"
 #include "params.cuh"
+#include "ptx_barrier.cuh"
 #include "ptx_copy.cuh"
 #include "swizzle.cuh"
 
@@ -17,10 +18,16 @@ struct alignas(128) Stage {
     u8 v[kVBytes];
     float k_scale[kScales];
     float v_scale[kVBlock ? kD : 4];
+    u64 full, empty;  // barriers: its tile has arrived; every warp has left its tile
 };
 // Offsets in a stage (NVRTC has no <cstddef>).
 constexpr u32 kStageV = kBc * kQkRow, kStageKScale = kStageV + kVBytes,
-              kStageVScale = kStageKScale + 4 * kScales;
+              kStageVScale = kStageKScale + 4 * kScales, kStageFull = kStageVScale + 4 * (kVBlock ? kD : 4),
+              kStageEmpty = kStageFull + 8, kLastStage = (kStages - 1) * sizeof(Stage);
+static_assert(kSlack == 0 || __CUDA_ARCH__ >= 800, "INTFA_SLACK: mbarriers come with sm_80");
+static_assert(kBr <= 128, "INTFA_WARPS, INTFA_M_TILES: the packing pads Q to 128 rows");
+static_assert(kStep == 64 || !kTileRef, "INTFA_STEP: the tile of a tile reference is the key block");
+constexpr s32 kAhead = kStages - 1 - kSlack;  // tiles that are on their way while one is read
 
 constexpr u32 kStagesBytes = kStages * sizeof(Stage);
 constexpr u32 kQBytes = kQShared ? kBr * kQkRow : 0;  // behind the stages
@@ -46,18 +53,23 @@ __device__ __forceinline__ u32 copy_place() {
     return P::kConstant ? swizzled<kRow>(threadIdx.x / P::kUnits, threadIdx.x % P::kUnits) : 0;
 }
 
-// Rows that follow each other in device memory to swizzled rows, a unit of one
-// row in each pass. `from` is at the thread's first unit, `to` at copy_place().
-template <u32 kRows, u32 kRow>
+// Rows that follow each other in device memory to swizzled rows, a unit of one row in each pass. `from` is at the
+// thread's first unit, `to` at copy_place(). The instruction holds an offset of -2048 to 2047 bytes.
+template <u32 kRows, u32 kRow, u32 kFirst = 0>
 __device__ __forceinline__ void copy_tile(u32 to, const u8* from) {
     using P = Pass<kRow>;
-    const u32 row = threadIdx.x / P::kUnits, unit = threadIdx.x % P::kUnits;
-#pragma unroll
-    for (u32 first = 0; first < kRows; first += P::kRows)
+    if constexpr (kFirst < kRows) {
+        const u32 row = threadIdx.x / P::kUnits, unit = threadIdx.x % P::kUnits;
+        constexpr s32 kOffset = kFirst * kRow, kNear = kOffset / 4096 * 4096 + 2048;
         if ((kThreads == P::kRows * P::kUnits || row < P::kRows) &&
-            (kRows % P::kRows == 0 || first + row < kRows))
-            copy16(to + (P::kConstant ? first * kRow : swizzled<kRow>(first + row, unit)),
-                   from + first * kRow);
+            (kRows % P::kRows == 0 || kFirst + row < kRows)) {
+            if constexpr (P::kConstant)
+                copy16<kOffset, kOffset - kNear>(to, from + kNear);
+            else
+                copy16<0, kOffset - kNear>(to + swizzled<kRow>(kFirst + row, unit), from + kNear);
+        }
+        copy_tile<kRows, kRow, kFirst + P::kRows>(to, from);
+    }
 }
 
 // Addresses in the first stage: what this lane reads, and what this thread
@@ -66,10 +78,11 @@ struct Places {
     u32 k, v, k_scale, copy_k, copy_v, copy_scale;
 };
 
-// With integer P and O in floats at D 256 no register is left: there the
-// addresses are worked out again.
+// With integer P and O in floats no register is left at D 256, nor at D 192 before sm_90: there the addresses are worked
+// out again.
 __device__ __forceinline__ u32 hold(u32 address) {
-    return kFloatO && kIntegerPv && kD == 256 ? address : keep(address);
+    constexpr s32 kFull = __CUDA_ARCH__ < 900 ? 192 : 256;
+    return kFloatO && kIntegerPv && kD >= kFull ? address : keep(address);
 }
 
 __device__ __forceinline__ Places places_in(u32 stages) {
@@ -87,18 +100,17 @@ __device__ __forceinline__ Places places_in(u32 stages) {
     return at;
 }
 
-// Where this thread's share of the next key tile lies in device memory, and the
-// direction of the one after it.
+// Where this thread's share of the next key tile lies in device memory.
 struct Source {
     const u8* k;
     const u8* v;
     const float* k_scale;
     const float* v_scale;
-    s32 step;  // 1 or -1 tile
+    s32 step;  // 1 or -1 tile to the next one
 };
 
-__device__ __forceinline__ Source first_source(const AttentionParams& p, s64 kv, s32 tile) {
-    const s64 index = kv * (p.kv_pad / kBc) + tile;
+__device__ __forceinline__ Source source_of(const AttentionParams& p, s32 kv, s32 tiles) {
+    const s64 index = (s64)kv * (p.kv_pad / kBc) + (p.last_to_first ? tiles - 1 : 0);
     const u32 i = threadIdx.x;
     Source from;
     from.k = (const u8*)p.k + index * (kBc * kQkRow) + 16 * i;
@@ -109,8 +121,8 @@ __device__ __forceinline__ Source first_source(const AttentionParams& p, s64 kv,
     return from;
 }
 
-// Without `more` tiles the source stays, and the last tile is copied again, to
-// stages that nobody reads: cheaper than a branch in every tile.
+// Without `more` tiles the source stays, and the last tile is copied again, to stages that nobody reads: cheaper than a
+// branch in every tile.
 __device__ __forceinline__ void copy_stage(u32 stage, const Places& at, Source& from, bool more) {
     const s32 step = more ? from.step : 0;
     copy_tile<kBc, kQkRow>(stage + at.copy_k, from.k);
@@ -123,4 +135,43 @@ __device__ __forceinline__ void copy_stage(u32 stage, const Places& at, Source& 
     from.k += step * (kBc * kQkRow);
     from.v += step * kVBytes;
     from.k_scale += step * kScales;
+}
+
+// A place in the ring of stages: its offset, and the parity of the barriers' phase that is waited for there.
+struct Slot {
+    u32 offset, parity;
+};
+
+__device__ __forceinline__ Slot next(Slot slot) {
+    const bool last = slot.offset == kLastStage;
+    return {last ? 0 : slot.offset + (u32)sizeof(Stage), slot.parity ^ last};
+}
+
+__device__ __forceinline__ void init_barriers(u32 stages) {
+    if (threadIdx.x < kStages) {
+        barrier_init(stages + threadIdx.x * sizeof(Stage) + kStageFull, kWarps);
+        barrier_init(stages + threadIdx.x * sizeof(Stage) + kStageEmpty, kWarps);
+    }
+    __syncthreads();
+}
+
+// Copy the next tile to a slot; `more` tells whether there is one after it.
+__device__ __forceinline__ void fill_stage(Slot slot, const Places& at, Source& from, bool more) {
+    copy_stage(slot.offset, at, from, more);
+    copy_commit();
+}
+
+// This warp's share of the tile in a slot has arrived: the oldest that is on its way.
+__device__ __forceinline__ void publish_stage(u32 stages, Slot slot) {
+    copy_wait<kAhead - 1>();
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) barrier_arrive(stages + slot.offset + kStageFull);
+}
+
+// This warp has read the last of a slot.
+__device__ __forceinline__ void leave_stage(u32 stages, Slot slot) {
+    if constexpr (kSlack > 0) {
+        __syncwarp();
+        if (threadIdx.x % 32 == 0) barrier_arrive(stages + slot.offset + kStageEmpty);
+    }
 }

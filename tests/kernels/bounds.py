@@ -20,7 +20,7 @@ What a kernel rounds in a way of its own says its `Arithmetic`. That moves its a
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 from transcription import EXP2, TINY, U, rotation, round_p, stored_order, token_scales, value_scales
 
-from cupy_intfa import QuantizedQKV, Recipe
+from cupy_intfa import Plan, QuantizedQKV, Recipe
 
 Array = npt.NDArray[Any]
 Float64 = npt.NDArray[np.float64]
@@ -45,14 +45,48 @@ class Arithmetic:
 
     ``folds_bias``: where K has one scale per group, scores stay 12582912 too large up to the exponent, whose constant
     takes it off again and is rounded for it, in rows whose largest c·s_k is 2.4·10⁻⁴ at most. ``sums_halves``: an
-    exact row sum adds P rounded to float16, for 8-bit P in pairs of keys j and j + 8 that are rounded once more.
+    exact row sum adds P rounded to float16, ``"pairs"`` of keys j and j + 8 that are rounded once more where P has 8
+    bits, or ``"chain"``: those pairs one after the other through the tile, in float16. ``cubic`` n: the first of every
+    n groups of 16 keys has P from a polynomial (`cubic_exp2`).
     """
 
     folds_bias: bool = False
-    sums_halves: bool = False
+    sums_halves: str = ""
+    cubic: int = 0
 
 
-ARITHMETIC = {"sm80": Arithmetic(folds_bias=True, sums_halves=True), "dp4a": Arithmetic(), "naive": Arithmetic()}
+ARITHMETIC = {
+    "sm90": Arithmetic(sums_halves="chain"),
+    "sm80": Arithmetic(folds_bias=True, sums_halves="pairs"),
+    "dp4a": Arithmetic(),
+    "naive": Arithmetic(),
+}
+
+
+def arithmetic_of(plan: Plan) -> Arithmetic:
+    """Tell what the kernel of a plan computes in its own way."""
+    assert plan.cuda
+    macros = dict(define.split("=") for define in plan.cuda.defines)
+    return replace(ARITHMETIC[plan.kernel.removeprefix("attention_")], cubic=int(macros.get("CUBIC", 0)))
+
+
+CUBIC = tuple(np.array([0x17AA, 0x2096, 0x31D9, 0x3C05], np.uint16).view(np.float16).astype(np.float64))
+CUBIC_FROM = -5.3125  # 0 from here down
+
+
+def cubic_exp2(y: Array) -> Float64:
+    """2^y as exp2_cubic of kernels_cu/intfa/ptx_math.cuh: every step a float16, nearest even."""
+
+    def half(x: Array) -> Float64:
+        return x.astype(np.float16).astype(np.float64)
+
+    y = np.maximum(half(y), CUBIC_FROM)
+    w = np.full_like(y, CUBIC[0])
+    for coefficient in CUBIC[1:]:
+        w = half(w * y + coefficient)
+    return half(half(w * w) ** 2)
+
+
 SCORE_BIAS = 12582912.0
 
 
@@ -229,14 +263,22 @@ def _tiles(recipe: Recipe, x: Float64, tile: int) -> _Tiles:
     )
 
 
-def _terms(p: Float64, recipe: Recipe, halves: bool) -> Float64:
+def _terms(p: Float64, recipe: Recipe, halves: str, tile: int) -> Float64:
     """Give what a row sum adds for P before rounding, (rows, T·W)."""
     if recipe.row_sum == "quantised":
         return round_p(p, recipe)
     if not halves:
         return p
     half = p.astype(np.float16)
-    if recipe.pv != "float16":
+    if halves == "chain":
+        pairs = half.reshape(len(p), -1, tile // 16, 2, 8)
+        total = pairs[:, :, 0, 0] + pairs[:, :, 0, 1]
+        for i in range(1, tile // 16):
+            total = total + (pairs[:, :, i, 0] + pairs[:, :, i, 1])
+        half = np.zeros((len(p), pairs.shape[1], tile), np.float16)
+        half[:, :, :8] = total  # all of a tile have one weight
+        half = half.reshape(p.shape)
+    elif recipe.pv != "float16":
         pairs = half.reshape(len(p), -1, 2, 8)
         half = np.stack([pairs[:, :, 0] + pairs[:, :, 1], np.zeros_like(pairs[:, :, 0])], axis=2).reshape(p.shape)
     return half.astype(np.float64)
@@ -255,23 +297,28 @@ def _within(p: Float64, off: Array | float) -> _P:
     return _P(p, np.maximum(p * (1 - off) - TINY, 0.0), p * (1 + off) + TINY)
 
 
-def _probabilities(recipe: Recipe, scores: _Scores, tiles: _Tiles, folds: bool) -> tuple[_P, _P]:
+def _probabilities(recipe: Recipe, scores: _Scores, tiles: _Tiles, kernel: Arithmetic) -> tuple[_P, _P]:
     """Give P of the emulator and P of the kernel."""
     rows, count = tiles.reference.shape
     base = float(np.log2(np.float32(recipe.p_top))) - _finite(tiles.reference)
     x, bias = (a.reshape(rows, count, -1) for a in (scores.x, np.broadcast_to(scores.bias, scores.x.shape)))
 
-    def power(more: Float64 | float) -> Float64:
+    def exponent(more: Float64 | float) -> Float64:
         constant = _towards(_towards(base, -np.inf)[..., None] - more, -np.inf)
-        exponent: Float64 = (x + more + constant).astype(np.float32).astype(np.float64).reshape(rows, -1)
-        return np.exp2(exponent)
+        rounded: Float64 = (x + more + constant).astype(np.float32).astype(np.float64).reshape(rows, -1)
+        return rounded
 
-    p, off = power(0.0), np.full((1, 1), EX2)
+    p, off = np.exp2(exponent(0.0)), np.full((1, 1), EX2)
     if recipe.qk != "int8":  # neither the exponent's bits nor those of the references are the same
         reach = np.abs(_finite(scores.x)).max(axis=1, keepdims=True) + 24
         m_off = scores.off.max(axis=1, keepdims=True)  # of a maximum: that of the farthest score
         off = EX2 + np.expm1(LN_2 * (scores.off + m_off + 8 * U * reach))
-    return _within(p, EXP2), _within(power(bias) if folds and recipe.qk == "int8" else p, off)
+    own = _within(np.exp2(exponent(bias)) if kernel.folds_bias and recipe.qk == "int8" else p, off)
+    if kernel.cubic:
+        group = np.arange(p.shape[1]) % (x.shape[2]) // 16
+        cubic = np.where(group % kernel.cubic == 0, cubic_exp2(exponent(0.0)), np.nan)
+        own = _P(*(np.where(np.isnan(cubic), a, cubic) for a in (own.meant, own.low, own.high)))
+    return _within(p, EXP2), own
 
 
 def _bound_rows(
@@ -287,7 +334,7 @@ def _bound_rows(
     tiles = _tiles(recipe, scores.x, width)
     count = tiles.reference.shape[1]
     m_off = scores.off.max(axis=1, keepdims=True)
-    p, own = _probabilities(recipe, scores, tiles, arithmetic.folds_bias)
+    p, own = _probabilities(recipe, scores, tiles, arithmetic)
     size, weight = np.abs(keys.v), np.repeat(tiles.weight, width, axis=1)
 
     # What happens to a tile's part of O and of l from its own tile to the last, relatively.
@@ -301,8 +348,8 @@ def _bound_rows(
     l_drift = drift + (2 * U if integer_sum else U * (width + 19))
     o_rel, l_rel = (np.repeat(a, width, axis=1) for a in (o_drift, l_drift))
 
-    def row_sum(p: Float64, halves: bool = False) -> Float64:
-        total: Float64 = (weight * _terms(p, recipe, halves)).sum(axis=1)[:, None]
+    def row_sum(p: Float64, halves: str = "") -> Float64:
+        total: Float64 = (weight * _terms(p, recipe, halves, width)).sum(axis=1)[:, None]
         return total
 
     # Rounding is monotone: the ends of P give the ends of what it becomes.

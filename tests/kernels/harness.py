@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from devices import DEVICES
-from kernels.bounds import ARITHMETIC, Bound, kernel_bound
+from kernels.bounds import Bound, arithmetic_of, kernel_bound
 from strategies import Array, Case, dtype_of
 from tolerances import assert_within, output_rounding
 
@@ -136,12 +136,13 @@ def gather(memory: Array, shape: tuple[int, ...], dtype: str) -> Array:
 
 def twin(name: str, qkv: QuantizedQKV, case: Case) -> tuple[Array, Array, Bound]:
     """Run the emulator with a kernel's tile; output, lse and the bound of their distance from the kernel's."""
+    plan = planned(name, qkv.recipe, case)
     keywords: dict[str, Any] = {
         "scale": case.softmax_scale,
-        "key_tile": planned(name, qkv.recipe, case).key_tile,
+        "key_tile": plan.key_tile,
         "causal_offset": case.causal_offset,
     }
-    return *emulator.attention(qkv, **keywords), kernel_bound(qkv, **keywords, arithmetic=ARITHMETIC[name])
+    return *emulator.attention(qkv, **keywords), kernel_bound(qkv, **keywords, arithmetic=arithmetic_of(plan))
 
 
 def assert_twins(actual: tuple[Array, Array], expected: tuple[Array, Array, Bound], dtype: str, what: str) -> None:

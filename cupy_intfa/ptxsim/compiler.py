@@ -1,0 +1,123 @@
+"""CUDA C++ to PTX: NVRTC, wherever it is installed, without a GPU or a driver."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+_WHEELS = ("nvidia-cuda-nvrtc", "nvidia-cuda-nvrtc-cu12")
+_HEADERS = ("nvidia-cuda-runtime", "nvidia-cuda-runtime-cu12")
+
+
+def _files(distribution: str, name: str) -> list[Path]:
+    """Find files of a wheel by the beginning of their names; none where it is not installed."""
+    try:
+        files = metadata.files(distribution) or []
+    except metadata.PackageNotFoundError:
+        return []
+    return [Path(str(path.locate())) for path in files if path.name.startswith(name)]
+
+
+def _candidates() -> Iterator[Path]:
+    """List NVRTC libraries: of the wheels, then of what cuda-pathfinder knows (CuPy's, the toolkit's)."""
+    for wheel in _WHEELS:
+        yield from (path for path in _files(wheel, "libnvrtc.so") if "alt" not in path.name)
+    try:
+        from cuda.pathfinder import load_nvidia_dynamic_lib
+    except ImportError:
+        return
+    try:
+        found = load_nvidia_dynamic_lib("nvrtc").abs_path
+    except Exception:  # no library, no driver, an unknown platform: the caller tells what to install
+        return
+    if found:
+        yield Path(found)
+
+
+@functools.cache
+def _library() -> tuple[Any, Path]:
+    """Load NVRTC; the library and where it is."""
+    for path in _candidates():
+        for builtins in sorted(path.parent.glob("libnvrtc-builtins.so*")):
+            ctypes.CDLL(str(builtins))  # that of 13.0 is not looked for beside libnvrtc
+        library = ctypes.CDLL(str(path))
+        library.nvrtcGetErrorString.restype = ctypes.c_char_p
+        return library, path
+    raise FileNotFoundError(
+        "the simulator compiles the kernels with NVRTC, and found none: pip install 'nvidia-cuda-nvrtc==13.0.*' "
+        "'nvidia-cuda-runtime==13.0.*' (90 MB, no GPU needed)"
+    )
+
+
+@functools.cache
+def _include() -> Path:
+    """Find cuda_fp16.h."""
+    for wheel in _HEADERS:
+        for path in _files(wheel, "cuda_fp16.h"):
+            return path.parent
+    try:
+        from cuda.pathfinder import find_nvidia_header_directory
+
+        if found := find_nvidia_header_directory("cudart"):
+            return Path(found)
+    except Exception:  # as above
+        pass
+    raise FileNotFoundError(
+        "the kernels include cuda_fp16.h, and no package has it: pip install 'nvidia-cuda-runtime==13.0.*'"
+    )
+
+
+class CompileError(Exception):
+    """NVRTC has refused a source; the text is its log."""
+
+
+@functools.lru_cache(maxsize=256)
+def compile_ptx(source: str, arch: str, options: tuple[str, ...] = ()) -> str:
+    """Compile CUDA C++ to PTX with line numbers, and with the option that CuPy adds: ``-ftz=true``.
+
+    Parameters
+    ----------
+    source : str
+        CUDA C++.
+    arch : str
+        ``sm_90a``.
+    options : tuple of str
+        More options of NVRTC.
+
+    Returns
+    -------
+    str
+        PTX.
+
+    Raises
+    ------
+    CompileError
+        For source that is wrong.
+    FileNotFoundError
+        Where NVRTC or its headers are not installed; the text says what to install.
+    """
+    nvrtc, _ = _library()
+    target = f"-arch=compute_{arch.removeprefix('sm_')}"
+    every = [option.encode() for option in (target, f"-I{_include()}", "-ftz=true", "-lineinfo", *options)]
+    program = ctypes.c_void_p()
+    nvrtc.nvrtcCreateProgram(ctypes.byref(program), source.encode(), b"kernel.cu", 0, None, None)
+    try:
+        status = nvrtc.nvrtcCompileProgram(program, len(every), (ctypes.c_char_p * len(every))(*every))
+        if status:
+            log = _result(nvrtc, program, "ProgramLog")
+            raise CompileError(f"{arch}: {nvrtc.nvrtcGetErrorString(status).decode()}\n{log}")
+        return _result(nvrtc, program, "PTX")
+    finally:
+        nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
+
+
+def _result(nvrtc: Any, program: ctypes.c_void_p, what: str) -> str:
+    size = ctypes.c_size_t()
+    getattr(nvrtc, f"nvrtcGet{what}Size")(program, ctypes.byref(size))
+    buffer = ctypes.create_string_buffer(size.value)
+    getattr(nvrtc, f"nvrtcGet{what}")(program, buffer)
+    return buffer.value.decode()

@@ -1,0 +1,361 @@
+// Computes    out = softmax(scale Q K^T) V and its log-sum-exp on quantised inputs, by warpgroup MMA: int8 Q K^T, int8 or
+//             float16 P V (arXiv 2409.16997, Algorithm 1, and the recipes built on it). sm_90a: Hopper alone.
+// Grid/Block  1-D grid of at most one block per multiprocessor, which takes items (kBr rows of one head) in turn; a
+//             producer warpgroup and kWarps / 4 consumer warpgroups of 64 rows each.
+// Inputs      the packing (cupy_intfa/packing.py) through AttentionParams, and tensor maps of its q, k and v.
+// Outputs     out, any strides and float type; lse where asked for; o_flush as scratch for rows of > 65 536 keys.
+// Tiles       B_r = 128 rows, B_c = 64 or 128 keys, D padded to kD.
+// Fragments   m64nNk32: warp w of a warpgroup owns rows 16w to 16w + 15, and a lane 4g + t of them what it owns of
+//             m16n8k32 tiles side by side (ptx_mma.cuh); S becomes A of the second product in place.
+// Shared map  kStages x { K [B_c][D], V [D][64] per 64 keys or float16 [B_c][D] }, kItemBuffers x { Q, scales and marks of
+//             its rows, scales and means of V }, kStages x scales of K and V, barriers (pipeline.cuh). Tiles lie in the
+//             swizzle of their tensor map.
+// Pipeline    consumers  | Copy (producer)             | Q K^T        | softmax + quantise P | P V
+//             turn j     | up to j + kStages - 1       | j, in flight | j                    | j - 1, under the softmax
+// Sync        a pair of mbarriers per stage and per item buffer: full (copies have landed), empty (all warps have left).
+//             Warpgroups meet only there.
+// Numerics    scores are integers up to the exponent (group scales), the maximum with three operands an instruction; the
+//             first of every kCubic groups of 16 keys takes 2^x from a cubic in float16 pairs (ptx_math.cuh), the others
+//             from the special function unit. O int32 across tiles while P is relative to the running maximum: a row whose
+//             maximum grows is rescaled alone. float32 O with a reference per tile or a scale of V per block, whose
+//             reference stays until a maximum is 2^20 times larger. An exact row sum adds P in float16, in a fixed order.
+// Edges       keys beyond kv_len and rows beyond q_len are padding; tiles no row sees are not visited, tiles that need
+//             no mask do not compute one.
+// Limits      int8 Q and K; key_block 64; key_window 0 or 64; a float P relative to the running maximum.
+// Twin        cupy_intfa.reference.emulator.attention(key_tile=kBc).
+#include "intfa/config.cuh"
+#include "intfa/epilogue.cuh"
+#include "intfa/flush.cuh"
+#include "intfa/masking.cuh"
+#include "intfa/params.cuh"
+#include "intfa/pipeline.cuh"
+#include "intfa/products_wgmma.cuh"
+
+// What a warp of consumers works on.
+struct Consumer {
+    const AttentionParams& p;
+    u32 shared, item;  // shared memory, and the item's buffer in it
+    s32 warp, g, t;
+    Work work;
+    s64 kv;
+    float kv_mark, k_scale_max;
+
+    __device__ __forceinline__ s32 first_row() const { return work.first_row + 16 * warp; }
+    __device__ __forceinline__ s64 row_index(s32 r) const {  // of the lane's row r in the packing
+        return (s64)work.bh * p.q_pad + first_row() + g + 8 * r;
+    }
+};
+
+// Scores to floats, those that a row does not see to -inf. Places of sorted keys are read here, where few tiles come.
+__device__ __forceinline__ void hide(Scores& s, const Consumer& c, s32 j0) {
+    const u8* places = c.p.key_index ? c.p.key_index + c.kv * c.p.kv_pad : nullptr;
+#pragma unroll
+    for (s32 n = 0; n < kNs; ++n)
+#pragma unroll
+        for (s32 e = 0; e < 2; ++e) {
+            const s32 j = j0 + 8 * n + 2 * c.t + e, place = places ? places[j] : j % 64;
+#pragma unroll
+            for (s32 r = 0; r < 2; ++r) {
+                s32& x = s[n][2 * r + e];
+                if (!kKToken) x = __float_as_int((float)x);
+                if (is_hidden(c.p, j, place, c.first_row() + c.g + 8 * r)) x = __float_as_int(-INTFA_INF);
+            }
+        }
+}
+
+// What the maxima of a tile decide, per row of the lane.
+struct Turn {
+    float scale[kBlocks][2];  // factors of Y, per span of keys
+    float m_ref[2];           // reference of P
+    float alpha[2];           // factor of what lies behind
+    float weight[2];          // factor of the tile's own sums
+    bool grew[2];             // whether a row of the warp has another alpha than 1
+};
+
+// Scores of a tile to their maxima: all that comes before P.
+template <bool kMasked>
+__device__ __forceinline__ void find_maxima(Scores& s, Rows& rows, Turn& turn, const Consumer& c, u32 scales,
+                                            s32 j0) {
+#pragma unroll
+    for (s32 h = 0; h < kBlocks; ++h) {
+        const float k_scale = kKToken ? 1.0f : load_float(scales + 16 * h + 4 * c.t);
+#pragma unroll
+        for (s32 r = 0; r < 2; ++r)
+            turn.scale[h][r] = kKToken ? rows.c[r] : fmaxf(rows.c[r] * k_scale, kFltMin);
+    }
+    if constexpr (kKToken) scale_by_token(s, scales + 8 * c.t);
+    if constexpr (kMasked) hide(s, c, j0);
+    constexpr bool kFloats = kMasked || kKToken;
+#pragma unroll
+    for (s32 r = 0; r < 2; ++r) {
+        const float top = tile_max<kFloats>(s, r, turn.scale), before = rows.m[r];
+        if constexpr (kTileRef) {
+            // O and l keep the reference of the row's first keys until it is 2^20 too small: weights are exact enough
+            // either way, and a branch that is all but never taken costs nothing.
+            const bool grew = top > before + 20.0f;
+            turn.m_ref[r] = fmaxf(top, kNoKey);
+            turn.grew[r] = __any_sync(0xffffffffu, grew);
+            rows.m[r] = grew ? top : before;
+            turn.weight[r] = exp2_approx(turn.m_ref[r] - rows.m[r]);
+        } else {
+            turn.grew[r] = __any_sync(0xffffffffu, top > before);
+            rows.m[r] = fmaxf(before, top);
+            turn.m_ref[r] = rows.m[r];
+            turn.weight[r] = 1.0f;
+        }
+        turn.alpha[r] = exp2_approx(before - rows.m[r]);
+    }
+}
+
+// What a lane writes of a row: where, how it is finished.
+struct OutputRow {
+    RowEnd end;
+    s64 offset;            // elements, of channel 0
+    const float* flushed;  // sums of the keys before the last flush, or null
+    float flushed_weight;
+};
+
+// Channels 8n + 2t and the next of row r, finished.
+__device__ __forceinline__ float2 finished(const Consumer& c, const OutputRow& row, const Output& o, s32 r,
+                                           s32 n) {
+    const s32 d = 8 * n + 2 * c.t;
+    const float2 v_scale = kVBlock ? make_float2(1.0f, 1.0f) : load_float2(c.item + kVScaleAt + 4 * d);
+    const float2 v_mean = c.p.v_mean ? load_float2(c.item + kVMeanAt + 4 * d) : make_float2(0.0f, 0.0f);
+    const s32 x = o[n][2 * r], y = o[n][2 * r + 1];
+    float2 sum =
+        kFloatO ? make_float2(__int_as_float(x), __int_as_float(y)) : make_float2((float)x, (float)y);
+    if (kLong && !kFloatO && row.flushed) {
+        sum.x = fmaf(row.flushed[d], row.flushed_weight, sum.x);
+        sum.y = fmaf(row.flushed[d + 1], row.flushed_weight, sum.y);
+    }
+    return make_float2(end_element(row.end, sum.x, v_scale.x, v_mean.x),
+                       end_element(row.end, sum.y, v_scale.y, v_mean.y));
+}
+
+__device__ __forceinline__ void store(const Consumer& c, const Output& o, const Rows& rows,
+                                      const float (&reference)[2]) {
+    const AttentionParams& p = c.p;
+    const s32 b = c.work.bh / p.heads, h = c.work.bh % p.heads;
+    // Whole pairs of 16-bit elements, one after the other: what most callers have, without a branch per element.
+    const bool pairs = p.out_dtype <= kBFloat16 && p.out_stride[3] == 1 && p.head_dim == kD &&
+                       (((u64)p.out >> 1 | p.out_stride[0] | p.out_stride[1] | p.out_stride[2]) & 1) == 0;
+#pragma unroll
+    for (s32 r = 0; r < 2; ++r) {
+        const float l = quad_sum(rows.l[r]), m = rows.m[r] == kNoKey ? -INTFA_INF : rows.m[r];
+        const s32 in_item = 16 * c.warp + c.g + 8 * r, index = c.work.first_row + in_item;
+        if (index >= p.q_len) continue;
+        const float mark = load_float(c.item + kQMarkAt + 4 * in_item) + c.kv_mark;
+        const bool flushed = kLong && !kFloatO && reference[r] != -INTFA_INF;
+        const OutputRow row = {end_row(p, mark, c.k_scale_max, rows.c[r], m, l),
+                               b * p.out_stride[0] + h * p.out_stride[1] + index * p.out_stride[2],
+                               flushed ? p.o_flush + c.row_index(r) * kD : nullptr,
+                               flushed ? exp2_approx(reference[r] - m) : 0.0f};
+        if (p.lse && c.t == 0)
+            p.lse[(s64)c.work.bh * p.q_len + index] = end_lse(p, row.end, c.row_index(r), m, l);
+        if (pairs && p.out_dtype == kFloat16) {
+#pragma unroll
+            for (s32 n = 0; n < kNd; ++n) {
+                const float2 x = finished(c, row, o, r, n);
+                ((__half2*)((__half*)p.out + row.offset))[4 * n + c.t] = __floats2half2_rn(x.x, x.y);
+            }
+        } else if (pairs) {
+#pragma unroll
+            for (s32 n = 0; n < kNd; ++n) {
+                const float2 x = finished(c, row, o, r, n);
+                ((__nv_bfloat162*)((__nv_bfloat16*)p.out + row.offset))[4 * n + c.t] =
+                    __floats2bfloat162_rn(x.x, x.y);
+            }
+        } else {
+#pragma unroll
+            for (s32 n = 0; n < kNd; ++n) {
+                const s32 d = 8 * n + 2 * c.t;
+                if (d >= p.head_dim) break;
+                const float2 x = finished(c, row, o, r, n);
+                store_pair(p, row.offset + d * p.out_stride[3], d + 1 < p.head_dim, x.x, x.y);
+            }
+        }
+    }
+}
+
+// One item: Q K^T of a tile in flight together with P V of the tile before, which the softmax hides.
+__device__ __forceinline__ void attend(const Consumer& c, Ring<kStages>& ring) {
+    const AttentionParams& p = c.p;
+    const s32 tiles = visible_tiles(p, c.work.first_row, kBr), lane = threadIdx.x % 32;
+    Rows rows;
+#pragma unroll
+    for (s32 r = 0; r < 2; ++r) {
+        rows.c[r] =
+            fmaxf(p.scale_log2 * load_float(c.item + kQScaleAt + 4 * (16 * c.warp + c.g + 8 * r)), kFltMin);
+        rows.m[r] = kNoKey;
+        rows.l[r] = 0.0f;
+    }
+    Queries q;
+    load_queries(q, c.item, c.warp);
+    Output o;
+#pragma unroll
+    for (s32 n = 0; n < kNd; ++n)
+#pragma unroll
+        for (s32 e = 0; e < 4; ++e) o[n][e] = 0;
+    settle(o);
+
+    const u64 q_tile = tile_at<kQkChunk>(c.item + c.warp / 4 * 64 * kQkChunk);
+    const u64 k_tiles = tile_at<kQkChunk>(c.shared);
+    const u64 v_tiles = kPv == kHalf ? tile_at<kVChunk>(c.shared + kTileK, kBc * kVChunk)
+                                     : tile_at<kVChunk>(c.shared + kTileK);
+    const s32 stride = p.last_to_first ? -kBc : kBc;
+    s32 j0 = p.last_to_first ? (tiles - 1) * kBc : 0;
+    Scores s;
+    Probabilities even, odd;
+    Part part;
+    float weight[2] = {0.0f, 0.0f};                 // of the tile whose P V is in flight
+    float reference[2] = {-INTFA_INF, -INTFA_INF};  // of the flushed sums
+    s32 summed = 0;                                 // tiles in O
+
+    auto scores = [&](const Ring<kStages>& at) {
+        barrier_wait(stage_full(c.shared, at.i), at.parity);
+        start_scores(s, q, q_tile, moved(k_tiles, at.i * kStageBytes));
+        wgmma_commit();
+    };
+    auto maxima = [&](Turn& turn, u32 stage) {
+        const u32 scales = c.shared + kScalesAt + stage * kScaleBytes;
+        const bool masked = needs_mask(p, j0, c.first_row());
+        if (masked)
+            find_maxima<true>(s, rows, turn, c, scales, j0);
+        else
+            find_maxima<false>(s, rows, turn, c, scales, j0);
+        return masked;
+    };
+    auto softmax = [&](const Turn& turn, bool masked, Probabilities& pr) {
+        float sum[2];
+        if (masked)
+            probabilities<true>(s, turn.scale, turn.m_ref, p.log2_top, pr, sum);
+        else
+            probabilities<kKToken>(s, turn.scale, turn.m_ref, p.log2_top, pr, sum);
+#pragma unroll
+        for (s32 r = 0; r < 2; ++r) rows.l[r] = fmaf(rows.l[r], turn.alpha[r], sum[r] * turn.weight[r]);
+    };
+    auto leave_stage = [&]() {
+        __syncwarp();  // other lanes have read scales there
+        if (lane == 0) barrier_arrive(stage_empty(c.shared, ring.i));
+        ring.advance();
+    };
+    // P V of the tile before, in parts where O is in floats: one part's product runs while the one before is added.
+    auto start_part = [&](s32 i, const Probabilities& pr) {
+        if constexpr (kParts == 0)
+            start_output(o, pr, moved(v_tiles, ring.i * kStageBytes));
+        else
+            start_part_of_output(part, pr, moved(v_tiles, ring.i * kStageBytes + i * kPartChannels * 64));
+        wgmma_commit();
+    };
+    auto end_part = [&](s32 i) {
+        wgmma_wait<0>();
+        if constexpr (kParts == 0) {
+            settle(o);
+        } else {
+            settle(part);
+            add_part(o, part, weight, c.shared + kScalesAt + ring.i * kScaleBytes + 4 * kScales + 8 * c.t, i);
+        }
+    };
+    auto advance = [&](const Probabilities& now, Probabilities& next) {
+        Ring<kStages> ahead = ring;
+        ahead.advance();
+        j0 += stride;
+        scores(ahead);
+        start_part(0, now);
+        wgmma_wait<1>();
+        settle(s);
+        Turn turn;
+        const bool masked = maxima(turn, ahead.i);
+#pragma unroll
+        for (s32 i = 0; i + 1 < kParts; ++i) {
+            end_part(i);
+            wgmma_fence();
+            start_part(i + 1, now);
+        }
+        softmax(turn, masked, next);
+        end_part(max(kParts - 1, 0));
+        leave_stage();
+#pragma unroll
+        for (s32 r = 0; r < 2; ++r) {
+            if (turn.grew[r]) rescale(o, r, turn.alpha[r]);
+            weight[r] = turn.weight[r];
+            if constexpr (kLong && !kFloatO) {
+                if ((summed + 1) % kFlushTiles == 0)
+                    flush(p.o_flush + c.row_index(r) * kD, reference[r], rows.m[r], r, c.t, o);
+            }
+        }
+        ++summed;
+    };
+    auto finish = [&](const Probabilities& now) {
+#pragma unroll
+        for (s32 i = 0; i < max(kParts, 1); ++i) {
+            wgmma_fence();
+            start_part(i, now);
+            end_part(i);
+        }
+        leave_stage();
+    };
+    if (tiles > 0) {
+        scores(ring);
+        wgmma_wait<0>();
+        settle(s);
+        Turn first;
+        const bool masked = maxima(first, ring.i);
+        softmax(first, masked, even);
+        weight[0] = first.weight[0], weight[1] = first.weight[1];
+        s32 i = 1;
+        for (; i + 1 < tiles; i += 2) {
+            advance(even, odd);
+            advance(odd, even);
+        }
+        if (i < tiles) {
+            advance(even, odd);
+            finish(odd);
+        } else {
+            finish(even);
+        }
+    }
+    store(c, o, rows, reference);
+}
+
+__device__ __forceinline__ void consume(const AttentionParams& p, u32 shared, s32 warp) {
+    const s32 lane = threadIdx.x % 32, items = work_items(p);
+    Ring<kStages> ring = {0, 0};
+    Ring<kItemBuffers> item_ring = {0, 0};
+    for (s32 item = blockIdx.x; item < items; item += gridDim.x) {
+        const Work work = work_at(p, item);
+        const s64 kv = kv_head_of(p, work.bh);
+        const Consumer c = {p,
+                            shared,
+                            shared + kItemsAt + item_ring.i * kItemBytes,
+                            warp,
+                            lane / 4,
+                            lane % 4,
+                            work,
+                            kv,
+                            load_global(p.kv_mark + kv),
+                            load_global(p.k_scale_max + kv)};
+        barrier_wait(item_full(shared, item_ring.i), item_ring.parity);
+        attend(c, ring);
+        __syncwarp();
+        if (lane == 0) barrier_arrive(item_empty(shared, item_ring.i));
+        item_ring.advance();
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(kThreads + 128, 1)
+    attention_sm90(const __grid_constant__ AttentionParams p, const __grid_constant__ TensorMap q_map,
+                   const __grid_constant__ TensorMap k_map, const __grid_constant__ TensorMap v_map) {
+    extern __shared__ __align__(1024) u8 shared_bytes[];
+    const u32 shared = shared_address(shared_bytes);
+    const s32 warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);  // so that the compiler knows it uniform
+    if (threadIdx.x == 0) init_barriers(shared);
+    __syncthreads();
+    if (warp < 4) {
+        give_registers<kProducerRegisters>();
+        if (threadIdx.x == 0) produce(p, q_map, k_map, v_map, shared);
+    } else {
+        take_registers<kConsumerRegisters>();
+        consume(p, shared, warp - 4);
+    }
+}

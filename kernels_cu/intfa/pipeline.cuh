@@ -1,0 +1,145 @@
+// The pipeline of attention_sm90: what a block works on, where tiles lie in shared memory, and the warp that brings them.
+#pragma once
+#include "config.cuh"
+#include "masking.cuh"
+#include "params.cuh"
+#include "ptx_bulk.cuh"
+#include "ptx_copy.cuh"
+
+constexpr s32 kConsumers = kWarps / 4;  // warpgroups that compute; one more brings tiles
+constexpr s32 kProducerRegisters = 24;
+// What the block has at its start, 65 536 by the thread and down to a multiple of 8, less what the producer keeps.
+constexpr s32 kConsumerRegisters = kConsumers < 3 ? 240 : kConsumers == 3 ? 160 : 112;
+
+// A tile is cut into chunks of columns as wide as a swizzle span.
+constexpr s32 kQkChunk = kD % 128 == 0 ? 128 : kD % 64 == 0 ? 64 : 32;  // bytes, Q and K
+constexpr s32 kVChunk = kPv != kHalf ? 64 : kD % 64 == 0 ? 128 : 64;    // bytes, V
+constexpr u32 kTileK = kBc * kD, kTileV = kBc * kD * (kPv == kHalf ? 2 : 1);
+constexpr u32 kStageBytes = kTileK + kTileV;
+constexpr s32 kScales = kKToken ? kBc : kBc / 16;
+constexpr s32 kVScales = kVBlock ? kD * (kBc / 64) : 0;
+constexpr u32 kScaleBytes = 4 * (kScales + kVScales);
+
+// What an item needs once: Q, its scales and marks, and what the epilogue reads of V. Two of them, so that the next
+// item's are there when this one ends.
+constexpr u32 kTileQ = kBr * kD;
+constexpr u32 kQScaleAt = kTileQ, kQMarkAt = kQScaleAt + 4 * kBr, kVScaleAt = kQMarkAt + 4 * kBr,
+              kVMeanAt = kVScaleAt + 4 * kD;
+constexpr u32 kItemBytes = (kVMeanAt + 4 * kD + 1023) / 1024 * 1024;
+
+constexpr u32 kItemsAt = kStages * kStageBytes, kScalesAt = kItemsAt + kItemBuffers * kItemBytes,
+              kBarriersAt = kScalesAt + kStages * kScaleBytes;
+constexpr u32 kSharedBytes = kBarriersAt + 16 * (kStages + kItemBuffers);
+static_assert(kM == 1 && kWarps % 4 == 0 && kConsumers <= 4,
+              "INTFA_WARPS: whole warpgroups, of 64 rows each");
+static_assert(kBr <= 128, "INTFA_WARPS: the packing pads Q to 128 rows");
+static_assert(kQk == kInt8 && kStep == kBc, "INTFA_QK, INTFA_STEP: int8, and a step is a tile");
+static_assert(kBc == 64 || !kTileRef, "INTFA_BC: the tile of a tile reference is the key block");
+static_assert(kStageBytes % 1024 == 0 && kTileK % 1024 == 0,
+              "a tile starts where its swizzle pattern starts");
+#ifdef INTFA_SHARED_BYTES
+static_assert(kSharedBytes == INTFA_SHARED_BYTES, "cupy_intfa counts other bytes of shared memory");
+#endif
+
+// Two barriers for each stage and for each item buffer: it is full; it is empty.
+__device__ __forceinline__ u32 stage_full(u32 shared, u32 stage) { return shared + kBarriersAt + 16 * stage; }
+__device__ __forceinline__ u32 stage_empty(u32 shared, u32 stage) { return stage_full(shared, stage) + 8; }
+__device__ __forceinline__ u32 item_full(u32 shared, u32 i) { return stage_full(shared, kStages + i); }
+__device__ __forceinline__ u32 item_empty(u32 shared, u32 i) { return stage_empty(shared, kStages + i); }
+
+__device__ __forceinline__ void init_barriers(u32 shared) {
+    for (u32 i = 0; i < kStages + kItemBuffers; ++i) {
+        barrier_init(stage_full(shared, i), 1);
+        barrier_init(stage_empty(shared, i), kWarps);
+    }
+    barrier_init_done();
+}
+
+// A place in a ring of buffers, and the parity of its phase.
+template <u32 kCount>
+struct Ring {
+    u32 i, parity;
+    __device__ __forceinline__ void advance() {
+        if (++i == kCount) i = 0, parity ^= 1;
+    }
+};
+
+// A block of rows of one head. Items are sections of heads whose K and V fit in the L2 cache together; in a section the
+// longest causal rows of all its heads come first.
+struct Work {
+    s32 bh, first_row;
+};
+
+__device__ __forceinline__ Work work_at(const AttentionParams& p, s32 item) {
+    const s32 row_blocks = (p.q_len + kBr - 1) / kBr;
+    const s32 section = item / (p.section * row_blocks);
+    const s32 first_head = section * p.section, rest = item - first_head * row_blocks;
+    const s32 heads = min(p.section, p.all_heads - first_head);
+    return {first_head + rest % heads, (row_blocks - 1 - rest / heads) * kBr};
+}
+
+__device__ __forceinline__ s32 work_items(const AttentionParams& p) {
+    return (p.q_len + kBr - 1) / kBr * p.all_heads;
+}
+
+__device__ __forceinline__ s64 kv_head_of(const AttentionParams& p, s32 bh) {
+    return (s64)(bh / p.heads) * p.kv_heads + bh % p.heads / (p.heads / p.kv_heads);
+}
+
+// Bring what the item needs once.
+__device__ __forceinline__ void copy_item(const AttentionParams& p, const TensorMap& q_map, const Work& work,
+                                          s64 kv, u32 to, u32 full) {
+    const s64 row = (s64)work.bh * p.q_pad + work.first_row;
+    barrier_expect(full, kTileQ + 8 * kBr + (kVBlock ? 0 : 4 * kD) + (p.v_mean ? 4 * kD : 0));
+#pragma unroll
+    for (s32 c = 0; c < kD / kQkChunk; ++c)
+        copy_box(to + c * kBr * kQkChunk, q_map, c * kQkChunk, (s32)row, full);
+    copy_line(to + kQScaleAt, p.q_scale + row, 4 * kBr, full);
+    copy_line(to + kQMarkAt, p.q_mark + row, 4 * kBr, full);
+    if constexpr (!kVBlock) copy_line(to + kVScaleAt, p.v_scale + kv * kD, 4 * kD, full);
+    if (p.v_mean) copy_line(to + kVMeanAt, p.v_mean + kv * kD, 4 * kD, full);
+}
+
+// Bring a tile of keys, its values and their scales.
+__device__ __forceinline__ void copy_stage(const AttentionParams& p, const TensorMap& k_map,
+                                           const TensorMap& v_map, s32 key, u32 to, u32 scales, u32 full) {
+    barrier_expect(full, kStageBytes + kScaleBytes);
+#pragma unroll
+    for (s32 c = 0; c < kD / kQkChunk; ++c) copy_box(to + c * kBc * kQkChunk, k_map, c * kQkChunk, key, full);
+    copy_line(scales, p.k_scale + (kKToken ? key : key / 16), 4 * kScales, full);
+    if constexpr (kPv == kHalf) {
+#pragma unroll
+        for (s32 c = 0; c < 2 * kD / kVChunk; ++c)
+            copy_box(to + kTileK + c * kBc * kVChunk, v_map, c * kVChunk / 2, key, full);
+    } else {
+#pragma unroll
+        for (s32 b = 0; b < kBc / 64; ++b)
+            copy_box(to + kTileK + b * kD * 64, v_map, 0, (key / 64 + b) * kD, full);
+    }
+    if constexpr (kVBlock)
+        copy_line(scales + 4 * kScales, p.v_scale + (s64)(key / 64) * kD, 4 * kVScales, full);
+}
+
+// One thread: brings every item and its key tiles, as buffers become free.
+__device__ __forceinline__ void produce(const AttentionParams& p, const TensorMap& q_map,
+                                        const TensorMap& k_map, const TensorMap& v_map, u32 shared) {
+    const s32 items = work_items(p);
+    Ring<kStages> ring = {0, 1};
+    Ring<kItemBuffers> item_ring = {0, 1};
+    for (s32 item = blockIdx.x; item < items; item += gridDim.x) {
+        const Work work = work_at(p, item);
+        const s64 kv = kv_head_of(p, work.bh);
+        const s32 tiles = visible_tiles(p, work.first_row, kBr);
+        barrier_wait(item_empty(shared, item_ring.i), item_ring.parity);
+        copy_item(p, q_map, work, kv, shared + kItemsAt + item_ring.i * kItemBytes,
+                  item_full(shared, item_ring.i));
+        item_ring.advance();
+        for (s32 i = 0; i < tiles; ++i) {
+            const s32 key = (s32)kv * p.kv_pad + (p.last_to_first ? tiles - 1 - i : i) * kBc;
+            barrier_wait(stage_empty(shared, ring.i), ring.parity);
+            copy_stage(p, k_map, v_map, key, shared + ring.i * kStageBytes,
+                       shared + kScalesAt + ring.i * kScaleBytes, stage_full(shared, ring.i));
+            ring.advance();
+        }
+    }
+}

@@ -1,0 +1,687 @@
+"""Planted bugs: one line of a shipped kernel each, and what finds it.
+
+`found` names the check of the simulator, or ``twin`` where the kernel runs to its end and its answer is not its twin's;
+with a bar between them where the order of the accesses decides which comes first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """A bug: the file in the kernels' folder, what stands there and what is put in its place."""
+
+    name: str
+    file: str
+    right: str
+    wrong: str
+    found: str
+    run: str
+
+    def __str__(self) -> str:
+        """Name a test."""
+        return f"{self.file.removesuffix('.cu').replace('/', '-')}: {self.name}"
+
+
+_DP4A, _NAIVE, _SM80 = "attention_dp4a.cu", "attention_naive.cu", "attention_sm80.cu"
+_ROWS, _VALUES = "quantize_rows.cu", "quantize_values.cu"
+_STATISTICS, _COMBINE = "quantize_statistics.cu", "quantize_combine.cu"
+_SYNC = "        __syncthreads();\n"
+
+MUTATIONS = (
+    # attention_naive
+    Mutation(
+        "no barrier behind Q",
+        _NAIVE,
+        "o[kChannels] = {};\n    __syncthreads();",
+        "o[kChannels] = {};",
+        "race|uninitialised",
+        "naive",
+    ),
+    Mutation(
+        "no barrier behind the scores",
+        _NAIVE,
+        "shared.x[j] = __fmul_ru(y, t);\n        __syncthreads();",
+        "shared.x[j] = __fmul_ru(y, t);",
+        "race|uninitialised",
+        "naive",
+    ),
+    Mutation(
+        "no barrier behind P",
+        _NAIVE,
+        "shared.terms[j] = kExactSum ? exact : rounded;\n        __syncthreads();",
+        "shared.terms[j] = kExactSum ? exact : rounded;",
+        "race|uninitialised",
+        "naive",
+    ),
+    Mutation(
+        "one more channel is stored",
+        _NAIVE,
+        "if (d >= p.head_dim) continue;",
+        "if (d > p.head_dim) continue;",
+        "bounds",
+        "naive",
+    ),
+    Mutation(
+        "Q a channel late",
+        _NAIVE,
+        "d < kD; d += 64) shared.q[d]",
+        "d < kD; d += 64) shared.q[d + 1]",
+        "uninitialised",
+        "naive",
+    ),
+    Mutation(
+        "keys beyond the end", _NAIVE, "is_hidden(p, tile * 64 + j,", "is_hidden(p, tile * 64 + j - 1,", "twin", "naive"
+    ),
+    Mutation(
+        "the past is not rescaled",
+        _NAIVE,
+        "o[n] = fmaf(pv, weight, o[n] * past);",
+        "o[n] = fmaf(pv, weight, o[n]);",
+        "twin",
+        "naive",
+    ),
+    Mutation(
+        "the maximum is rounded down",
+        _NAIVE,
+        "shared.x[j] = __fmul_ru(y, t);",
+        "shared.x[j] = __fmul_rd(y, t) * 0.999f;",
+        "twin",
+        "naive",
+    ),
+    Mutation(
+        "values of the wrong key", _NAIVE, "key % 16 / 8 * 2 + key % 2", "key % 16 / 8 + key % 2 * 2", "twin", "naive"
+    ),
+    Mutation("the wrong KV head", _NAIVE, "h / (p.heads / p.kv_heads)", "h % p.kv_heads", "twin", "naive"),
+    # attention_dp4a
+    Mutation(
+        "no barrier before the tiles are copied",
+        _DP4A,
+        "        __syncthreads();  // all have left the last tile\n",
+        "",
+        "race",
+        "dp4a",
+    ),
+    Mutation(
+        "no barrier behind the copy",
+        _DP4A,
+        "        copy_values(shared.v, p.v, first_block + j);\n        __syncthreads();\n",
+        "        copy_values(shared.v, p.v, first_block + j);\n",
+        "race|uninitialised",
+        "dp4a",
+    ),
+    Mutation(
+        "P is not published to the warp",
+        _DP4A,
+        "    __syncwarp();  // P is written\n",
+        "",
+        "race|uninitialised",
+        "dp4a",
+    ),
+    Mutation(
+        "m is changed before all have read it", _DP4A, "        __syncwarp();  // m is read\n", "", "race", "dp4a"
+    ),
+    Mutation(
+        "the tiles are not left before the epilogue",
+        _DP4A,
+        "    __syncthreads();\n    finish(p, shared, state);",
+        "    finish(p, shared, state);",
+        "race",
+        "dp4a",
+    ),
+    Mutation(
+        "a group of rows is stored before it is turned",
+        _DP4A,
+        "        __syncwarp();\n        store_rows(",
+        "        store_rows(",
+        "race|uninitialised",
+        "dp4a",
+    ),
+    Mutation(
+        "rows turned over those being stored",
+        _DP4A,
+        "    for (s32 part = 0; part < kLaneRows; part += 4) {\n        __syncwarp();\n",
+        "    for (s32 part = 0; part < kLaneRows; part += 4) {\n",
+        "race",
+        "dp4a",
+    ),
+    Mutation(
+        "a barrier under the mask",
+        _DP4A,
+        "        __syncthreads();  // all have left the last tile\n",
+        "        if (threadIdx.x < 96 || i % 2) __syncthreads();\n",
+        "race|deadlock|divergence|barrier",
+        "dp4a",
+    ),
+    Mutation(
+        "copies of half the keys",
+        _DP4A,
+        "slot < kRows; slot += kThreads / 2",
+        "slot < kRows / 2; slot += kThreads / 2",
+        "uninitialised",
+        "dp4a",
+    ),
+    Mutation(
+        "a row too many is stored",
+        _DP4A,
+        "place.block_row + local < p.q_len",
+        "place.block_row + local <= p.q_len",
+        "bounds",
+        "dp4a",
+    ),
+    Mutation(
+        "a channel too many is stored",
+        _DP4A,
+        "d < p.head_dim; d += 32",
+        "d <= p.head_dim; d += 32",
+        "bounds|race|twin",
+        "dp4a",
+    ),
+    Mutation(
+        "a tile too many",
+        _DP4A,
+        "visible_tiles(p, place.block_row, kBr), first",
+        "visible_tiles(p, place.block_row, kBr) + 2, first",
+        "bounds",
+        "dp4a",
+    ),
+    Mutation(
+        "a row that did not grow takes part",
+        _DP4A,
+        "const float alpha = grew ? exp2_approx(m - m_tile) : 1.0f;",
+        "const float alpha = exp2_approx(m - m_tile);",
+        "twin",
+        "dp4a",
+    ),
+    Mutation(
+        "half the lanes shuffle",
+        "intfa/dp4a.cuh",
+        "for (s32 lanes = 8; lanes > 0; lanes /= 2) x = fmaxf",
+        "if (threadIdx.x % 2 == 0) for (s32 lanes = 8; lanes > 0; lanes /= 2) x = fmaxf",
+        "divergence",
+        "dp4a",
+    ),
+    Mutation(
+        "the maximum of a quarter",
+        "intfa/dp4a.cuh",
+        "for (s32 lanes = 8; lanes > 0; lanes /= 2) x = fmaxf",
+        "for (s32 lanes = 4; lanes > 0; lanes /= 2) x = fmaxf",
+        "twin|race",
+        "dp4a",
+    ),
+    # what the attention kernels share
+    Mutation(
+        "the mask starts a key late",
+        "intfa/masking.cuh",
+        "place > row + p.causal_offset",
+        "place > row + p.causal_offset + 1",
+        "twin",
+        "dp4a",
+    ),
+    Mutation(
+        "tiles that need a mask do not get one",
+        "intfa/masking.cuh",
+        "first_key(j0) + max(kStep, 64) > min(",
+        "first_key(j0) > min(",
+        "twin",
+        "dp4a",
+    ),
+    Mutation("one tile too few", "intfa/masking.cuh", "(keys + kBc - 1) / kBc", "keys / kBc", "twin", "dp4a"),
+    Mutation(
+        "V is not scaled",
+        "intfa/epilogue.cuh",
+        "__fmul_rn(__fmul_rn(o, row.inverse), v_scale)",
+        "__fmul_rn(o, row.inverse)",
+        "twin",
+        "dp4a",
+    ),
+    Mutation("the mean is not given back", "intfa/epilogue.cuh", "v_scale) + v_mean", "v_scale)", "twin", "dp4a"),
+    Mutation(
+        "lse without its mean key",
+        "intfa/epilogue.cuh",
+        "if (p.q_kmean) lse +=",
+        "if (p.q_kmean && false) lse +=",
+        "twin",
+        "dp4a",
+    ),
+    # attention_sm80
+    Mutation(
+        "a swizzle that meets banks twice",
+        "intfa/swizzle.cuh",
+        "(unit ^ row / (8 / kSpan) % kSpan) * 16",
+        "(unit ^ row % kSpan) * 16",
+        "",
+        "sm80",
+    ),
+    Mutation(
+        "a step to the wrong unit",
+        "intfa/swizzle.cuh",
+        "(address ^ 2 * pairs % kSpan * 16)",
+        "(address ^ pairs % kSpan * 16)",
+        "twin|uninitialised|race",
+        "sm80",
+    ),
+    Mutation(
+        "the halves of a B fragment exchanged",
+        "intfa/products.cuh",
+        "mma_s8(s[m][n], a, b[0], b[1]);",
+        "mma_s8(s[m][n], a, b[1], b[0]);",
+        "twin",
+        "sm80",
+    ),
+    Mutation(
+        "B fragments of two tiles exchanged",
+        "intfa/products.cuh",
+        "mma_u8(o[m][n], p[m][ks], b[0], b[1]);",
+        "mma_u8(o[m][n], p[m][ks], b[2], b[3]);",
+        "twin",
+        "sm80",
+    ),
+    Mutation(
+        "rows of A exchanged",
+        "intfa/products.cuh",
+        "(16 * m + g + a % 2 * 8)",
+        "(16 * m + g + a / 2 * 8)",
+        "twin",
+        "sm80-32",
+    ),
+    Mutation(
+        "P is multiplied as signed", "intfa/ptx_mma.cuh", 'INTFA_MMA_INT("u8");', 'INTFA_MMA_INT("s8");', "twin", "sm80"
+    ),
+    Mutation(
+        "the maximum of two lanes of four",
+        "intfa/online_softmax.cuh",
+        "    return fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 2));",
+        "    return x;",
+        "twin",
+        "sm80",
+    ),
+    Mutation(
+        "a row of a fragment is not the other",
+        "intfa/ptx_mma.cuh",
+        '"r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1))\n\n#define INTFA_MMA_INT_SM75',
+        '"r"(a[0]), "r"(a[2]), "r"(a[1]), "r"(a[3]), "r"(b0), "r"(b1))\n\n#define INTFA_MMA_INT_SM75',
+        "twin",
+        "sm80",
+    ),
+    Mutation(
+        "the copies are not committed",
+        "intfa/ptx_copy.cuh",
+        'copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }',
+        "copy_commit() {}",
+        "copy",
+        "sm80",
+    ),
+    Mutation(
+        "the copies are not waited for",
+        "intfa/ptx_copy.cuh",
+        'asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");',
+        "",
+        "copy",
+        "sm80",
+    ),
+    Mutation(
+        "one group too few is waited for",
+        "intfa/ptx_copy.cuh",
+        '"cp.async.wait_group %0;" ::"n"(kPending)',
+        '"cp.async.wait_group %0;" ::"n"(kPending + 1)',
+        "copy",
+        "sm80",
+    ),
+    Mutation(
+        "a scale is copied by too few threads",
+        "intfa/stages.cuh",
+        "if (threadIdx.x < kScales / 4)",
+        "if (threadIdx.x < kScales / 8)",
+        "uninitialised",
+        "sm80",
+    ),
+    Mutation(
+        "a tile is copied from its neighbour",
+        "intfa/stages.cuh",
+        "from.k += step * (kBc * kQkRow);",
+        "from.k += 2 * step * (kBc * kQkRow);",
+        "bounds|twin",
+        "sm80",
+    ),
+    Mutation(
+        "V is copied to K's place",
+        "intfa/stages.cuh",
+        "(stage + at.copy_v, from.v)",
+        "(stage + at.copy_k, from.v)",
+        "race|copy",
+        "sm80",
+    ),
+    Mutation(
+        "the stages are not left before the epilogue",
+        _SM80,
+        "    copy_wait<0>();\n    __syncthreads();",
+        "    copy_wait<0>();",
+        "race|copy",
+        "sm80",
+    ),
+    Mutation(
+        "the copies are not waited for before the epilogue", _SM80, "    copy_wait<0>();\n", "", "copy|race", "sm80"
+    ),
+    Mutation(
+        "rows are stored before they are turned",
+        _SM80,
+        "            __syncwarp();\n            const float top",
+        "            const float top",
+        "race|uninitialised",
+        "sm80",
+    ),
+    Mutation(
+        "one lane tells the maximum",
+        _SM80,
+        "if (!__any_sync(0xffffffffu, grew)) return;",
+        "if (!grew) return;",
+        "divergence|twin",
+        "sm80",
+    ),
+    Mutation(
+        "a row too many is stored", _SM80, "first_row + i < p.q_len", "first_row + i <= p.q_len", "bounds", "sm80"
+    ),
+    # attention_sm90
+    Mutation(
+        "the producer does not wait for a stage",
+        "intfa/pipeline.cuh",
+        "            barrier_wait(stage_empty(shared, ring.i), ring.parity);\n",
+        "",
+        "race|mbarrier",
+        "sm90",
+    ),
+    Mutation(
+        "the producer waits for the wrong phase",
+        "intfa/pipeline.cuh",
+        "Ring<kStages> ring = {0, 1};",
+        "Ring<kStages> ring = {0, 0};",
+        "deadlock",
+        "sm90",
+    ),
+    Mutation(
+        "too few bytes are announced",
+        "intfa/pipeline.cuh",
+        "barrier_expect(full, kStageBytes + kScaleBytes);",
+        "barrier_expect(full, kStageBytes);",
+        "race|mbarrier|deadlock",
+        "sm90",
+    ),
+    Mutation(
+        "too many bytes are announced",
+        "intfa/pipeline.cuh",
+        "barrier_expect(full, kStageBytes + kScaleBytes);",
+        "barrier_expect(full, kStageBytes + kScaleBytes + 16);",
+        "deadlock",
+        "sm90",
+    ),
+    Mutation(
+        "a barrier for one warp more",
+        "intfa/pipeline.cuh",
+        "barrier_init(stage_empty(shared, i), kWarps);",
+        "barrier_init(stage_empty(shared, i), kWarps + 1);",
+        "deadlock|mbarrier",
+        "sm90",
+    ),
+    Mutation(
+        "a barrier for one warp less",
+        "intfa/pipeline.cuh",
+        "barrier_init(stage_empty(shared, i), kWarps);",
+        "barrier_init(stage_empty(shared, i), kWarps - 1);",
+        "race|mbarrier",
+        "sm90",
+    ),
+    Mutation(
+        "copies do not know of the barriers", "intfa/pipeline.cuh", "    barrier_init_done();\n", "", "proxy", "sm90"
+    ),
+    Mutation(
+        "V is brought from the next tile",
+        "intfa/pipeline.cuh",
+        "(key / 64 + b) * kD",
+        "(key / 64 + b + 1) * kD",
+        "twin",
+        "sm90",
+    ),
+    Mutation(
+        "nobody waits for the barriers",
+        "attention_sm90.cu",
+        "init_barriers(shared);\n    __syncthreads();",
+        "init_barriers(shared);",
+        "race|mbarrier",
+        "sm90",
+    ),
+    Mutation(
+        "the consumer does not wait for its tile",
+        "attention_sm90.cu",
+        "        barrier_wait(stage_full(c.shared, at.i), at.parity);\n",
+        "",
+        "race|uninitialised",
+        "sm90",
+    ),
+    Mutation(
+        "the consumer does not wait for Q",
+        "attention_sm90.cu",
+        "        barrier_wait(item_full(shared, item_ring.i), item_ring.parity);\n",
+        "",
+        "race|uninitialised",
+        "sm90",
+    ),
+    Mutation(
+        "a stage is not given back",
+        "attention_sm90.cu",
+        "if (lane == 0) barrier_arrive(stage_empty(c.shared, ring.i));",
+        "",
+        "deadlock",
+        "sm90",
+    ),
+    Mutation(
+        "one warp does not give its stages back",
+        "attention_sm90.cu",
+        "if (lane == 0) barrier_arrive(stage_empty(c.shared, ring.i));",
+        "if (lane == 0 && c.warp) barrier_arrive(stage_empty(c.shared, ring.i));",
+        "deadlock|mbarrier",
+        "sm90",
+    ),
+    Mutation(
+        "a row too many is stored",
+        "attention_sm90.cu",
+        "if (index >= p.q_len) continue;",
+        "if (index > p.q_len) continue;",
+        "bounds",
+        "sm90",
+    ),
+    Mutation(
+        "no wait for products",
+        "intfa/ptx_wgmma.cuh",
+        'asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");',
+        "",
+        "wgmma|race",
+        "sm90",
+    ),
+    Mutation(
+        "one product too many is left behind",
+        "intfa/ptx_wgmma.cuh",
+        '"wgmma.wait_group.sync.aligned %0;" ::"n"(kPending)',
+        '"wgmma.wait_group.sync.aligned %0;" ::"n"(kPending + 1)',
+        "wgmma|race",
+        "sm90",
+    ),
+    Mutation(
+        "products are not committed",
+        "intfa/ptx_wgmma.cuh",
+        'asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");',
+        "",
+        "wgmma|race",
+        "sm90",
+    ),
+    Mutation(
+        "no fence before products",
+        "intfa/ptx_wgmma.cuh",
+        'asm volatile("wgmma.fence.sync.aligned;" ::: "memory");',
+        "",
+        "wgmma",
+        "sm90",
+    ),
+    Mutation(
+        "a descriptor of another swizzle",
+        "intfa/ptx_wgmma.cuh",
+        "kRow == 128 ? 1 : kRow == 64 ? 2 : 3",
+        "kRow == 128 ? 2 : kRow == 64 ? 1 : 3",
+        "twin|alignment|race|uninitialised|bounds",
+        "sm90",
+    ),
+    Mutation(
+        "a descriptor of another stride",
+        "intfa/ptx_wgmma.cuh",
+        "kSwizzle << 30 | 8 * kRow / 16",
+        "kSwizzle << 30 | 4 * kRow / 16",
+        "twin|alignment|race|uninitialised",
+        "sm90",
+    ),
+    Mutation(
+        "the second depth of V is the first",
+        "intfa/products_wgmma.cuh",
+        "moved(v_tile, k / 2 * kD * 64 + k % 2 * 32), true)",
+        "moved(v_tile, k / 2 * kD * 64), true)",
+        "twin",
+        "sm90",
+    ),
+    Mutation(
+        "O starts anew with each tile",
+        "intfa/products_wgmma.cuh",
+        "moved(v_tile, k / 2 * kD * 64 + k % 2 * 32), true)",
+        "moved(v_tile, k / 2 * kD * 64 + k % 2 * 32), k > 0)",
+        "twin",
+        "sm90",
+    ),
+    # quantise kernels
+    Mutation(
+        "sums without a barrier",
+        _STATISTICS,
+        "    __syncthreads();\n    const s32 d = threadIdx.x;",
+        "    const s32 d = threadIdx.x;",
+        "race|uninitialised",
+        "quantise",
+    ),
+    Mutation(
+        "tokens beyond the end", _STATISTICS, "min(first + 16 * i, count - 1)", "first + 16 * i", "bounds", "quantise"
+    ),
+    Mutation(
+        "another tree of sums",
+        "intfa/quantize_fold.cuh",
+        "__fadd_rn(__fadd_rn(a, c), __fadd_rn(b, d))",
+        "__fadd_rn(__fadd_rn(a, b), __fadd_rn(c, d))",
+        "twin",
+        "quantise",
+    ),
+    Mutation(
+        "extremes without a barrier",
+        _COMBINE,
+        "    shared.high[slot][channel] = most;\n    __syncthreads();",
+        "    shared.high[slot][channel] = most;",
+        "race|uninitialised",
+        "quantise",
+    ),
+    Mutation(
+        "a scale that is not divided",
+        _COMBINE,
+        "scale_of<kV>(absmax, kVLargest)",
+        "scale_of<kV>(absmax, 1.0f)",
+        "twin",
+        "quantise",
+    ),
+    Mutation(
+        "codes that are truncated",
+        "intfa/quantize_codes.cuh",
+        "__fadd_rn(__fmul_rn(x, inverse), kRoundingMagic)",
+        "__fadd_rz(__fmul_rn(x, inverse), kRoundingMagic)",
+        "twin",
+        "quantise",
+    ),
+    Mutation(
+        "maxima without a barrier", _ROWS, "magnitude);\n    __syncthreads();\n}", "magnitude);\n}", "race", "quantise"
+    ),
+    Mutation(
+        "spans are cleared after they are used",
+        _ROWS,
+        "    } else if constexpr (kSpan != kToken || kKeys) {\n        __syncthreads();\n    }",
+        "    }",
+        "race|uninitialised",
+        "quantise",
+    ),
+    Mutation(
+        "rows of the padding",
+        _ROWS,
+        "if (channel < kD) store_codes(",
+        "store_codes(",
+        "bounds|race|twin",
+        "quantise-96",
+    ),
+    Mutation(
+        "a maximum over too few lanes",
+        "intfa/quantize_lanes.cuh",
+        "mine = Op::of(mine, __shfl_xor_sync(kAllLanes, mine, step));",
+        "mine = Op::of(mine, mine);",
+        "twin",
+        "quantise",
+    ),
+    Mutation(
+        "values turned without a barrier",
+        _VALUES,
+        "        __syncthreads();\n        uint4* out",
+        "        uint4* out",
+        "race|uninitialised",
+        "quantise",
+    ),
+    Mutation(
+        "inverse scales without a barrier",
+        _VALUES,
+        "    __syncthreads();\n    const float2 inverse",
+        "    const float2 inverse",
+        "race|uninitialised",
+        "quantise",
+    ),
+    Mutation(
+        "keys in their own order",
+        _VALUES,
+        "pack_bytes(code[0], code[1], code[8], code[9])",
+        "pack_bytes(code[0], code[1], code[2], code[3])",
+        "twin",
+        "quantise",
+    ),
+    Mutation(
+        "two threads write the same",
+        _VALUES,
+        "for (s32 i = threadIdx.x; i < 8 * kPairs; i += kThreads)",
+        "for (s32 i = threadIdx.x / 2; i < 8 * kPairs; i += kThreads / 2)",
+        "",
+        "quantise",
+    ),
+    Mutation(
+        "a barrier that nobody needs",
+        _VALUES,
+        "        __syncthreads();\n        uint4* out",
+        "        __syncthreads();\n        __syncthreads();\n        uint4* out",
+        "",
+        "quantise",
+    ),
+    Mutation(
+        "copies through another cache",
+        "intfa/ptx_copy.cuh",
+        "cp.async.cg.shared.global",
+        "cp.async.ca.shared.global",
+        "",
+        "sm80",
+    ),
+    Mutation(
+        "a block too far",
+        _VALUES,
+        "p.v_codes + ((s64)bh * p.kv_pad + block * kBlockRows) * kD",
+        "p.v_codes + ((s64)bh * p.kv_pad + block * kBlockRows + 64) * kD",
+        "bounds|twin",
+        "quantise",
+    ),
+)
+"""Those whose `found` is empty are the ones that nothing finds, kept for the list in kernels_cu/README.md."""
