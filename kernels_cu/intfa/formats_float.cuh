@@ -1,0 +1,93 @@
+// Neighbouring floats of the dtype of a formats_*.cu kernel: loads of eight, stores of 16 bytes.
+#pragma once
+#include "formats_config.cuh"
+
+template <s32 kDtype>
+struct ElementOf {
+    typedef u16 type;
+};
+template <>
+struct ElementOf<kFloat32> {
+    typedef float type;
+};
+typedef ElementOf<kDtype>::type Element;
+
+__device__ __forceinline__ float to_float(u16 bits) {
+    if constexpr (kDtype == kBFloat16) return __uint_as_float((u32)bits << 16);
+    float x;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"(bits));
+    return x;
+}
+
+// Two elements in a word, rounded half to even, overflow to infinity; subnormal bfloat16 are 0 already.
+__device__ __forceinline__ u32 round_pair(float low, float high) {
+    u32 pair;
+#if __CUDA_ARCH__ >= 800
+    if constexpr (kDtype == kFloat16) asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+    if constexpr (kDtype == kBFloat16)
+        asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+#else
+    u16 halves[2];
+    const float x[2] = {low, high};
+#pragma unroll
+    for (s32 k = 0; k < 2; ++k) {
+        const u32 bits = __float_as_uint(x[k]);
+        if constexpr (kDtype == kFloat16) asm("cvt.rn.f16.f32 %0, %1;" : "=h"(halves[k]) : "f"(x[k]));
+        if constexpr (kDtype == kBFloat16)
+            halves[k] = (u16)(x[k] == x[k] ? (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16 : 0x7fffu);
+    }
+    pair = halves[0] | (u32)halves[1] << 16;
+#endif
+    return pair;
+}
+
+// Eight of them as they are stored, so that many can be on their way.
+struct Eight {
+    u32 words[2 * sizeof(Element)];
+
+    // Elements first to first + 7 of `count`; 0 beyond.
+    __device__ __forceinline__ void load(const Element* from, s64 first, s64 count) {
+        if (first + 8 <= count) {
+#pragma unroll
+            for (s32 k = 0; k < (s32)sizeof(Element) / 2; ++k) {
+                const uint4 four = __ldg((const uint4*)(from + first) + k);
+                words[4 * k] = four.x, words[4 * k + 1] = four.y;
+                words[4 * k + 2] = four.z, words[4 * k + 3] = four.w;
+            }
+            return;
+        }
+#pragma unroll
+        for (s32 k = 0; k < 2 * (s32)sizeof(Element); ++k) words[k] = 0;
+#pragma unroll
+        for (s32 k = 0; k < 8; ++k) {
+            if (first + k >= count) continue;
+            if constexpr (kDtype == kFloat32) words[k] = __float_as_uint(from[first + k]);
+            if constexpr (kDtype != kFloat32) words[k / 2] |= (u32)from[first + k] << (16 * (k % 2));
+        }
+    }
+
+    __device__ __forceinline__ float operator[](s32 k) const {
+        if constexpr (kDtype == kFloat32) return __uint_as_float(words[k]);
+        return to_float((u16)(k % 2 ? words[k / 2] >> 16 : words[k / 2]));
+    }
+};
+
+// 16 bytes of them.
+template <s32 kWidth>
+__device__ __forceinline__ void store(Element* to, s64 first, s64 count, const float (&x)[kWidth]) {
+    if (first + kWidth > count) {
+#pragma unroll
+        for (s32 k = 0; k < kWidth; ++k) {
+            if (first + k >= count) continue;
+            if constexpr (kDtype == kFloat32) to[first + k] = x[k];
+            if constexpr (kDtype != kFloat32) to[first + k] = (u16)round_pair(x[k], 0.0f);
+        }
+    } else if constexpr (kDtype == kFloat32) {
+        *(float4*)(to + first) = make_float4(x[0], x[1], x[2], x[3]);
+    } else {
+        u32 words[4];
+#pragma unroll
+        for (s32 k = 0; k < 4; ++k) words[k] = round_pair(x[2 * k], x[2 * k + 1]);
+        *(uint4*)(to + first) = make_uint4(words[0], words[1], words[2], words[3]);
+    }
+}
