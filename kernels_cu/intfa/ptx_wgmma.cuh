@@ -45,75 +45,60 @@ __device__ __forceinline__ u64 moved(u64 tile, u32 bytes) {
     ", %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, " \
     "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
 
-#define INTFA_OUT_8(C, i) \
-    C(d[i]), C(d[i + 1]), C(d[i + 2]), C(d[i + 3]), C(d[i + 4]), C(d[i + 5]), C(d[i + 6]), C(d[i + 7])
-#define INTFA_OUT_16(C, i)  INTFA_OUT_8(C, i), INTFA_OUT_8(C, i + 8)
-#define INTFA_OUT_32(C, i)  INTFA_OUT_16(C, i), INTFA_OUT_16(C, i + 16)
-#define INTFA_OUT_48(C, i)  INTFA_OUT_32(C, i), INTFA_OUT_16(C, i + 32)
-#define INTFA_OUT_64(C, i)  INTFA_OUT_32(C, i), INTFA_OUT_32(C, i + 32)
-#define INTFA_OUT_96(C, i)  INTFA_OUT_64(C, i), INTFA_OUT_32(C, i + 64)
-#define INTFA_OUT_128(C, i) INTFA_OUT_64(C, i), INTFA_OUT_64(C, i + 64)
+#define INTFA_SIXTEEN(i)                                                                                  \
+    "+r"(d[i]), "+r"(d[i + 1]), "+r"(d[i + 2]), "+r"(d[i + 3]), "+r"(d[i + 4]), "+r"(d[i + 5]),           \
+        "+r"(d[i + 6]), "+r"(d[i + 7]), "+r"(d[i + 8]), "+r"(d[i + 9]), "+r"(d[i + 10]), "+r"(d[i + 11]), \
+        "+r"(d[i + 12]), "+r"(d[i + 13]), "+r"(d[i + 14]), "+r"(d[i + 15])
+#define INTFA_OUT_16  INTFA_SIXTEEN(0)
+#define INTFA_OUT_32  INTFA_SIXTEEN(0), INTFA_SIXTEEN(16)
+#define INTFA_OUT_48  INTFA_OUT_32, INTFA_SIXTEEN(32)
+#define INTFA_OUT_64  INTFA_OUT_48, INTFA_SIXTEEN(48)
+#define INTFA_OUT_96  INTFA_OUT_64, INTFA_SIXTEEN(64), INTFA_SIXTEEN(80)
+#define INTFA_OUT_128 INTFA_OUT_96, INTFA_SIXTEEN(96), INTFA_SIXTEEN(112)
 
-// A from registers: after the COUNT registers of D come four of A, the descriptor of B, and whether D is added to.
-#define INTFA_WGMMA_REGISTERS(C, COUNT, A0, A1, A2, A3, B, ADD, OP, TAIL)                                 \
-    asm volatile("{.reg .pred add; setp.ne.b32 add, %" #ADD ", 0; wgmma.mma_async.sync.aligned." OP       \
-                 " {" INTFA_LIST_##COUNT "}, {%" #A0 ", %" #A1 ", %" #A2 ", %" #A3 "}, %" #B ", add" TAIL \
-                                         ";}"                                                             \
-                 : INTFA_OUT_##COUNT(C, 0)                                                                \
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((s32)add))
-#define INTFA_WGMMA_TILE(C, COUNT, A, B, ADD, OP)                                                   \
-    asm volatile("{.reg .pred add; setp.ne.b32 add, %" #ADD ", 0; wgmma.mma_async.sync.aligned." OP \
-                 " {" INTFA_LIST_##COUNT "}, %" #A ", %" #B ", add;}"                               \
-                 : INTFA_OUT_##COUNT(C, 0)                                                          \
-                 : "l"(a), "l"(b), "r"((s32)add))
+// D has COUNT registers, which are N columns; the operands after them are numbered as the compiler wants to read them.
+#define INTFA_WGMMA(COUNT, N, ADD, A, B, OP, TAIL, ...)                                                    \
+    if constexpr (kCount == COUNT)                                                                         \
+    asm volatile("{.reg .pred add; setp.ne.b32 add, %" #ADD ", 0; wgmma.mma_async.sync.aligned.m64n" #N OP \
+                 " {" INTFA_LIST_##COUNT "}, " A ", %" #B ", add" TAIL ";}"                                \
+                 : INTFA_OUT_##COUNT                                                                       \
+                 : __VA_ARGS__, "l"(b), "r"((s32)add))
 
-#define INTFA_INT(x) "+r"(x)
+// A from four registers; and from a tile.
+#define INTFA_FOUR(A0, A1, A2, A3) "{%" #A0 ", %" #A1 ", %" #A2 ", %" #A3 "}"
+#define INTFA_WGMMA_REGISTERS(OP, TAIL)                                            \
+    INTFA_WGMMA(16, 32, 21, INTFA_FOUR(16, 17, 18, 19), 20, OP, TAIL, INTFA_A);    \
+    INTFA_WGMMA(32, 64, 37, INTFA_FOUR(32, 33, 34, 35), 36, OP, TAIL, INTFA_A);    \
+    INTFA_WGMMA(48, 96, 53, INTFA_FOUR(48, 49, 50, 51), 52, OP, TAIL, INTFA_A);    \
+    INTFA_WGMMA(64, 128, 69, INTFA_FOUR(64, 65, 66, 67), 68, OP, TAIL, INTFA_A);   \
+    INTFA_WGMMA(96, 192, 101, INTFA_FOUR(96, 97, 98, 99), 100, OP, TAIL, INTFA_A); \
+    INTFA_WGMMA(128, 256, 133, INTFA_FOUR(128, 129, 130, 131), 132, OP, TAIL, INTFA_A)
+#define INTFA_A "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3])
+#define INTFA_WGMMA_TILES(OP)                            \
+    INTFA_WGMMA(32, 64, 34, "%32", 33, OP, "", "l"(a));  \
+    INTFA_WGMMA(64, 128, 66, "%64", 65, OP, "", "l"(a)); \
+    INTFA_WGMMA(128, 256, 130, "%128", 129, OP, "", "l"(a))
 
-// S (+)= Q K^T, kCount / 2 ... columns: kCount registers of D are N = 2 kCount columns.
+// S (+)= Q K^T.
 template <s32 kCount>
 __device__ __forceinline__ void wgmma_s8(s32 (&d)[kCount], const u32 (&a)[4], u64 b, bool add) {
-    if constexpr (kCount == 32)
-        INTFA_WGMMA_REGISTERS(INTFA_INT, 32, 32, 33, 34, 35, 36, 37, "m64n64k32.s32.s8.s8", "");
-    if constexpr (kCount == 64)
-        INTFA_WGMMA_REGISTERS(INTFA_INT, 64, 64, 65, 66, 67, 68, 69, "m64n128k32.s32.s8.s8", "");
+    INTFA_WGMMA_REGISTERS("k32.s32.s8.s8", "");
 }
 template <s32 kCount>
 __device__ __forceinline__ void wgmma_s8(s32 (&d)[kCount], u64 a, u64 b, bool add) {
-    if constexpr (kCount == 32) INTFA_WGMMA_TILE(INTFA_INT, 32, 32, 33, 34, "m64n64k32.s32.s8.s8");
-    if constexpr (kCount == 64) INTFA_WGMMA_TILE(INTFA_INT, 64, 64, 65, 66, "m64n128k32.s32.s8.s8");
+    static_assert(kCount == 32 || kCount == 64 || kCount == 128, "a width that is not written out above");
+    INTFA_WGMMA_TILES("k32.s32.s8.s8");
 }
 
 // O (+)= P V with unsigned P and signed V.
 template <s32 kCount>
 __device__ __forceinline__ void wgmma_u8(s32 (&d)[kCount], const u32 (&a)[4], u64 b, bool add) {
-    if constexpr (kCount == 16)
-        INTFA_WGMMA_REGISTERS(INTFA_INT, 16, 16, 17, 18, 19, 20, 21, "m64n32k32.s32.u8.s8", "");
-    if constexpr (kCount == 32)
-        INTFA_WGMMA_REGISTERS(INTFA_INT, 32, 32, 33, 34, 35, 36, 37, "m64n64k32.s32.u8.s8", "");
-    if constexpr (kCount == 48)
-        INTFA_WGMMA_REGISTERS(INTFA_INT, 48, 48, 49, 50, 51, 52, 53, "m64n96k32.s32.u8.s8", "");
-    if constexpr (kCount == 64)
-        INTFA_WGMMA_REGISTERS(INTFA_INT, 64, 64, 65, 66, 67, 68, 69, "m64n128k32.s32.u8.s8", "");
-    if constexpr (kCount == 96)
-        INTFA_WGMMA_REGISTERS(INTFA_INT, 96, 96, 97, 98, 99, 100, 101, "m64n192k32.s32.u8.s8", "");
-    if constexpr (kCount == 128)
-        INTFA_WGMMA_REGISTERS(INTFA_INT, 128, 128, 129, 130, 131, 132, 133, "m64n256k32.s32.u8.s8", "");
+    INTFA_WGMMA_REGISTERS("k32.s32.u8.s8", "");
 }
 
-// O (+)= P V in float16, V with a row per key: B is transposed on its way.
+// O (+)= P V in float16, V with a row per key: B is transposed on its way. D holds the bits of floats: passed as floats
+// they would be moved between two kinds of registers, and the products wait for each other (C7514).
 template <s32 kCount>
 __device__ __forceinline__ void wgmma_f16(s32 (&d)[kCount], const u32 (&a)[4], u64 b, bool add) {
-    if constexpr (kCount == 16)
-        INTFA_WGMMA_REGISTERS(INTFA_INT, 16, 16, 17, 18, 19, 20, 21, "m64n32k16.f32.f16.f16", ", 1, 1, 1");
-    if constexpr (kCount == 32)
-        INTFA_WGMMA_REGISTERS(INTFA_INT, 32, 32, 33, 34, 35, 36, 37, "m64n64k16.f32.f16.f16", ", 1, 1, 1");
-    if constexpr (kCount == 48)
-        INTFA_WGMMA_REGISTERS(INTFA_INT, 48, 48, 49, 50, 51, 52, 53, "m64n96k16.f32.f16.f16", ", 1, 1, 1");
-    if constexpr (kCount == 64)
-        INTFA_WGMMA_REGISTERS(INTFA_INT, 64, 64, 65, 66, 67, 68, 69, "m64n128k16.f32.f16.f16", ", 1, 1, 1");
-    if constexpr (kCount == 96)
-        INTFA_WGMMA_REGISTERS(INTFA_INT, 96, 96, 97, 98, 99, 100, 101, "m64n192k16.f32.f16.f16", ", 1, 1, 1");
-    if constexpr (kCount == 128)
-        INTFA_WGMMA_REGISTERS(INTFA_INT, 128, 128, 129, 130, 131, 132, 133, "m64n256k16.f32.f16.f16",
-                              ", 1, 1, 1");
+    INTFA_WGMMA_REGISTERS("k16.f32.f16.f16", ", 1, 1, 1");
 }
