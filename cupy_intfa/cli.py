@@ -27,13 +27,13 @@ from cupy_intfa.environment import environment
 from cupy_intfa.kernel_table import NAMED_KERNELS
 from cupy_intfa.plan import BACKENDS, make_plan
 from cupy_intfa.problem import ALIGNMENTS, DTYPES, AttentionProblem, make_problem
-from cupy_intfa.ptxsim import SimulationError
+from cupy_intfa.ptxsim import CompileError, PtxError, SimulationError
 from cupy_intfa.recipe import DEFAULT_RECIPE, PRESETS, get_recipe
 from cupy_intfa.selftest import self_test
 from cupy_intfa.simulate import simulate
 from cupy_intfa.simulator import ARCHITECTURES, DEFAULT_ARCH, simulated_device
 
-_REFUSALS = (ValueError, NotImplementedError, OSError, SimulationError)
+_REFUSALS = (ValueError, NotImplementedError, OSError, SimulationError, PtxError, CompileError)
 _PICTURE = "cupy_intfa_demo.png"
 _RESULTS = "notebooks/results"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +15,7 @@ from kernels.test_quantize import Inputs, inputs, packable
 from ptxsim.simulated import Setting, check_attention, check_quantise
 from strategies import DTYPES, Case, cases, restride, strides
 
-from cupy_intfa import PRESETS, Recipe
+from cupy_intfa import PRESETS, Recipe, simulate
 from cupy_intfa.kernel_table import NAMED_KERNELS
 from cupy_intfa.ptxsim import Options
 
@@ -67,8 +66,6 @@ def test_rows_of_several_blocks_and_tiles(setting: Setting) -> None:
 
 @pytest.mark.parametrize("name", [name for name in NAMED_KERNELS if name != "naive"])
 def test_non_finite_input_reaches_its_rows(name: str) -> None:
-    from cupy_intfa import simulate
-
     q, k, v = (np.random.default_rng(i).standard_normal((1, 2, 40, 64)).astype(np.float32) for i in range(3))
     q[0, 0, 3, 5], k[0, 1, 7, 0] = np.nan, np.inf
     out, lse, _ = simulate(q, k, v, arch="sm_90a" if name == "sm90" else "sm_80", backend=name, return_lse=True)
@@ -101,11 +98,10 @@ def test_a_preset_is_packed_as_by_numpy(preset: str, dtype: str) -> None:
     check_quantise(Setting("naive", arch), PRESETS[preset], drawn.problem(), drawn.arrays())
 
 
-@pytest.mark.parametrize(("name", "arch", "seconds"), [("sm80", "sm_80", 3.0), ("sm90", "sm_90a", 5.0)])
-def test_one_block_takes_less_than_the_readers_patience(name: str, arch: str, seconds: float) -> None:
-    """64 queries, 256 keys, D 64, in process time: a busy machine breaks no promise."""
-    case = Case(q_len=64, kv_len=256, head_dim=64)
-    check_attention(Setting(name, arch), PRESETS["paper"], case)
-    start = time.process_time()
-    check_attention(Setting(name, arch), PRESETS["paper"], case)
-    assert time.process_time() - start < seconds
+@pytest.mark.parametrize(("name", "arch"), [("sm80", "sm_80"), ("sm90", "sm_90a")])
+def test_one_block_takes_few_steps(name: str, arch: str) -> None:
+    """64 queries, 256 keys, D 64: promised in 3 and 5 s. A step takes 20 to 60 µs, and they take 5541 and 3004."""
+    arrays = Case(q_len=64, kv_len=256, head_dim=64).arrays()
+    _, trace = simulate(*arrays, arch=arch, backend=name)
+    assert (trace.blocks, trace.scores) == (1, 64 * 256)
+    assert trace.steps < 15_000
