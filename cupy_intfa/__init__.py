@@ -1,6 +1,8 @@
 """INT8 FlashAttention in CUDA C++, compiled at run time by CuPy, driven from NumPy-style Python."""
 
 from cupy_intfa.attention import attention, attention_quantized, explain, quantize_qkv
+from cupy_intfa.gemm import explain_int8_matmul, int8_matmul
+from cupy_intfa.gemm_plan import GemmPlan
 from cupy_intfa.plan import Plan
 from cupy_intfa.ptxsim import SimulationError, Trace
 from cupy_intfa.quantize import QuantizedQKV
@@ -11,6 +13,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "PRESETS",
+    "GemmPlan",
     "Plan",
     "QuantizedQKV",
     "Recipe",
@@ -19,7 +22,9 @@ __all__ = [
     "attention",
     "attention_quantized",
     "explain",
+    "explain_int8_matmul",
     "get_recipe",
+    "int8_matmul",
     "quantize_qkv",
     "simulate",
 ]

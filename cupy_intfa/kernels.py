@@ -156,7 +156,8 @@ def reload() -> None:
         _loaded.clear()
 
 
-_OWN_ARCHITECTURE = {"attention_sm90": "sm_90a"}  # what uses instructions of one architecture alone
+# What uses instructions of one architecture alone.
+_OWN_ARCHITECTURE = {"attention_sm90": "sm_90a", "gemm_sm90": "sm_90a"}
 
 
 def architecture(name: str, device: str) -> str:

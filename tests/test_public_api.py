@@ -11,6 +11,7 @@ import cupy_intfa
 
 def test_names_are_exactly_these() -> None:
     assert sorted(cupy_intfa.__all__) == [
+        "GemmPlan",
         "PRESETS",
         "Plan",
         "QuantizedQKV",
@@ -20,7 +21,9 @@ def test_names_are_exactly_these() -> None:
         "attention",
         "attention_quantized",
         "explain",
+        "explain_int8_matmul",
         "get_recipe",
+        "int8_matmul",
         "quantize_qkv",
         "simulate",
     ]
