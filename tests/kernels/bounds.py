@@ -70,8 +70,8 @@ def arithmetic_of(plan: Plan) -> Arithmetic:
     return replace(ARITHMETIC[plan.kernel.removeprefix("attention_")], cubic=int(macros.get("CUBIC", 0)))
 
 
-CUBIC = tuple(np.array([0x17AA, 0x2096, 0x31D9, 0x3C05], np.uint16).view(np.float16).astype(np.float64))
-CUBIC_FROM = -5.3125  # 0 from here down
+CUBIC = tuple(np.array([0x1637, 0x22ED, 0x3163, 0x3C08], np.uint16).view(np.float16).astype(np.float64))
+CUBIC_FROM = -6.85546875  # 0 from here down
 
 
 def cubic_exp2(y: Array) -> Float64:

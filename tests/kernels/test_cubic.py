@@ -22,15 +22,20 @@ def exponents() -> np.ndarray:
     return np.sort(every[every <= TOP])
 
 
-def test_p_is_off_by_less_than_a_level() -> None:
+def test_p_is_off_by_a_level_or_so() -> None:
     y = exponents().astype(np.float64)
     p = cubic_exp2(y)
     error = np.abs(p - np.exp2(y))
-    assert (error <= 0.63 * (0.3 + 0.004 * np.exp2(y))).all(), error.max()
-    assert error.max() < 0.75, "three quarters of a level"
-    assert p.max() == 255, "P at its reference is R, and never more"
-    levels = np.abs(np.rint(p) - np.rint(np.exp2(y)))
-    assert levels.max() <= 1
+    assert (error <= 1.2 * (0.02 + 0.012 * np.exp2(y))).all(), error.max()
+    assert error.max() < 1.25
+    assert np.abs(np.rint(p) - np.rint(np.exp2(y))).max() <= 2
+    assert 254 <= p[-1] == p.max() <= 255, "P at its reference is R or one less, and never more: a byte would wrap to 0"
+
+
+def test_what_is_below_a_level_is_right_on_average() -> None:
+    """An exact row sum adds thousands of them; even in log2, as the tail of a row's scores roughly is."""
+    y = np.linspace(-12, 0, 20001)
+    assert abs((cubic_exp2(y) - np.exp2(y)).mean()) < 0.025 * np.exp2(y).mean()
 
 
 def test_keys_that_weigh_nothing_add_nothing() -> None:
