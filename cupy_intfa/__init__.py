@@ -3,6 +3,7 @@
 from cupy_intfa.attention import attention, attention_quantized, explain, quantize_qkv
 from cupy_intfa.gemm import explain_int8_matmul, int8_matmul
 from cupy_intfa.gemm_plan import GemmPlan
+from cupy_intfa.linear import QuantizedLinear
 from cupy_intfa.plan import Plan
 from cupy_intfa.ptxsim import SimulationError, Trace
 from cupy_intfa.quantize import QuantizedQKV
@@ -15,6 +16,7 @@ __all__ = [
     "PRESETS",
     "GemmPlan",
     "Plan",
+    "QuantizedLinear",
     "QuantizedQKV",
     "Recipe",
     "SimulationError",

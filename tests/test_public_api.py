@@ -14,6 +14,7 @@ def test_names_are_exactly_these() -> None:
         "GemmPlan",
         "PRESETS",
         "Plan",
+        "QuantizedLinear",
         "QuantizedQKV",
         "Recipe",
         "SimulationError",
