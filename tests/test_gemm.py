@@ -31,7 +31,7 @@ def float32(*values: float) -> Array:
 
 def drawn(m: int, n: int, k: int, seed: int = 0) -> tuple[Array, Array]:
     rng = np.random.default_rng(seed)
-    return tuple(rng.integers(-128, 128, shape).astype(np.int8) for shape in ((m, k), (k, n)))  # type: ignore[return-value]
+    return rng.integers(-128, 128, (m, k)).astype(np.int8), rng.integers(-128, 128, (k, n)).astype(np.int8)
 
 
 def exact(a: Array, b: Array) -> Array:

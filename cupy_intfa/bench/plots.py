@@ -97,7 +97,7 @@ def _fill(panel: Any, report: Report, head_dim: int, form: str) -> None:
     from matplotlib import colormaps
 
     names = dict.fromkeys(name for result in report.results for name in result.entries)
-    for name, colour in zip(names, cycle(colormaps["tab20"].colors), strict=False):  # type: ignore[attr-defined]
+    for name, colour in zip(names, cycle(colormaps["tab20"](range(20))), strict=False):
         points = curve(report, name, head_dim, form)
         if not points:
             continue

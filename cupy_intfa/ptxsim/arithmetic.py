@@ -64,12 +64,22 @@ def _nan(x: Array, *others: Array) -> Array:
     return bad
 
 
+def _saturated(function: Function, *x: Array) -> Array:
+    kept: Array = np.nan_to_num(np.clip(function(*x), 0, 1), nan=0.0)
+    return kept
+
+
+def _clipped(function: Function, kind: str, x: Array, y: Array) -> Array:
+    limit = np.iinfo(TYPES[kind])
+    kept: Array = np.clip(function(x.astype(np.int64), y.astype(np.int64)), limit.min, limit.max)
+    return kept
+
+
 def _float(ins: Instruction, function: Function) -> tuple[Function, str]:
     """Adapt a function of floats to an instruction's type and modifiers."""
     kind = _kind(ins)
     if "sat" in ins.parts:
-        inner = function
-        function = lambda *x: np.nan_to_num(np.clip(inner(*x), 0, 1), nan=0.0)  # noqa: E731
+        function = partial(_saturated, function)
     if kind == "f16x2":
         return _halves(function), kind
     return (_flushed(function, ins) if kind == "f32" else function), kind
@@ -104,8 +114,7 @@ def _simple(m: Machine, ins: Instruction) -> Run:
     if name in ("min", "max"):
         function = _maximum(function)
     if "sat" in ins.parts:
-        wide, limit = _SIMPLE[name], np.iinfo(TYPES[kind])
-        function = lambda x, y: np.clip(wide(x.astype(np.int64), y.astype(np.int64)), limit.min, limit.max)  # noqa: E731
+        function = partial(_clipped, _SIMPLE[name], kind)
     return apply(m, ins, function, (kind,) * 3, kind)
 
 
@@ -172,11 +181,8 @@ def _mad(m: Machine, ins: Instruction) -> Run:
 def _fma(m: Machine, ins: Instruction) -> Run:
     if _kind(ins) == "f64":
         raise PtxError(f"not modelled: {ins.opcode}")
-    function = partial(rounding.fused, mode=_mode(ins))
-    if "relu" in ins.parts:
-        inner = function
-        function = lambda x, y, z: np.fmax(inner(x, y, z), 0)  # type: ignore[assignment]  # noqa: E731
-    made, kind = _float(ins, function)
+    fused = partial(rounding.fused, mode=_mode(ins))
+    made, kind = _float(ins, (lambda *x: np.fmax(fused(*x), 0)) if "relu" in ins.parts else fused)
     return apply(m, ins, made, (kind,) * 3, kind)
 
 
@@ -241,11 +247,14 @@ _COMPARE: Mapping[str, Function] = {
 _LOGIC: Mapping[str, Function] = {"and": np.logical_and, "or": np.logical_or, "xor": np.logical_xor}
 
 
+def _of_flushed(function: Function, x: Array, y: Array) -> Array:
+    result: Array = function(rounding.flush(x), rounding.flush(y))
+    return result
+
+
 def _setp(m: Machine, ins: Instruction) -> Run:
-    kind, compare = _kind(ins), _COMPARE[ins.parts[1]]
-    if "ftz" in ins.parts:
-        inner = compare
-        compare = lambda x, y: inner(rounding.flush(x), rounding.flush(y))  # noqa: E731
+    kind, plain = _kind(ins), _COMPARE[ins.parts[1]]
+    compare: Function = partial(_of_flushed, plain) if "ftz" in ins.parts else plain
     logic = _LOGIC.get(ins.parts[2]) if len(ins.parts) > 3 else None
     if logic is None:
         return apply(m, ins, compare, (kind, kind), "pred")

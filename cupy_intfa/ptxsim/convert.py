@@ -90,6 +90,10 @@ def _pack_two(high: Array, low: Array, kind: str) -> Array:
     return halves[0] | halves[1] << np.uint32(16)
 
 
+def _widen_two(x: Array, code: np.dtype[np.generic]) -> Array:
+    return np.ascontiguousarray(x).view(code).astype(np.float16).view(np.uint32)
+
+
 def _cvt(m: Machine, ins: Instruction) -> Run:
     parts = ins.parts[1:]
     target, source = parts[-2], parts[-1]
@@ -101,8 +105,7 @@ def _cvt(m: Machine, ins: Instruction) -> Run:
         return apply(m, ins, lambda x, y: _pack_two(x, y, kind), ("f32", "f32"), "u16" if kind in _NARROW else "u32")
     if source.removesuffix("x2") in _NARROW and target == "f16x2":
         code = np.dtype(_NARROW[source.removesuffix("x2")])
-        widen = lambda x: np.ascontiguousarray(x).view(code).astype(np.float16).view(np.uint32)  # noqa: E731
-        return apply(m, ins, widen, ("u16",), "u32")
+        return apply(m, ins, lambda x: _widen_two(x, code), ("u16",), "u32")
     if target not in TYPES or source not in TYPES or target.endswith("x2"):
         raise PtxError(f"not modelled: {ins.opcode}")
     return apply(m, ins, _scalar(target, source, mode, parts), (source,), target)
@@ -119,13 +122,12 @@ def _scalar(target: str, source: str, mode: str, parts: tuple[str, ...]) -> Func
         return _float_to_integer(target, mode, ftz)
     if not from_float and not to_float:
         return _integers(source, target, "sat" in parts)
-    convert = _to_float(target, mode)
-    if from_float and mode in _INTEGRAL:
-        convert = lambda x: rounding.to_integral(x, mode).astype(TYPES[target])  # noqa: E731
-    if ftz:
-        inner = convert
-        convert = lambda x: _flush_float32(inner(_flush_float32(x)))  # noqa: E731
-    return convert
+    convert = _to_integral(target, mode) if from_float and mode in _INTEGRAL else _to_float(target, mode)
+    return (lambda x: _flush_float32(convert(_flush_float32(x)))) if ftz else convert
+
+
+def _to_integral(target: str, mode: str) -> Function:
+    return lambda x: rounding.to_integral(x, mode).astype(TYPES[target])
 
 
 def _flush_float32(x: Array) -> Array:

@@ -298,7 +298,7 @@ class Machine:
             self._pcs[part.lanes[stays]] = pc
             self._status[part.lanes[stays]] = MBARRIER
             return False
-        size, members = (32, None) if isinstance(action, Arrival) else (action.size, action.members)  # type: ignore[union-attr]
+        size, members = (action.size, action.members) if isinstance(action, Collective) else (32, None)
         if self._lanes.complete(part, size, members) is part:
             return self._together(part, action)
         self._pcs[part.lanes] = pc

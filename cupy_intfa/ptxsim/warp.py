@@ -49,8 +49,8 @@ def _shfl(m: Machine, ins: Instruction) -> Action:
         good = from_lane >= most if mode == "up" else from_lane <= most
         from_lane = np.where(good, from_lane, own)
         reached = active.of(base) + from_lane
-        if not active.full and not active.mask[reached].all():  # type: ignore[index]
-            at = int(np.flatnonzero(~active.mask[reached])[0])  # type: ignore[index]
+        if active.mask is not None and not active.mask[reached].all():
+            at = int(np.flatnonzero(~active.mask[reached])[0])
             m.fail(int(active.lanes[at]), "divergence", f"shuffle from lane {from_lane[at]}, which takes no part")
         put(active, np.broadcast_to(source, count)[reached])
         if put_predicate is not None:

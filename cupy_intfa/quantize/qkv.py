@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from os import PathLike
-from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
-from numpy.lib.npyio import NpzFile
 
+from cupy_intfa.quantize.archive import read_archive, write_archive
 from cupy_intfa.quantize.arithmetic import (
     Array,
     Namespace,
@@ -34,8 +30,6 @@ from cupy_intfa.quantize.keys import (
 )
 from cupy_intfa.quantize.rotate import rotate
 from cupy_intfa.recipe import FLOAT8, Recipe
-
-_FILE_VERSION = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,8 +162,7 @@ class QuantizedQKV:
         file : str or path
             Where to; NumPy appends ``.npz`` if it is missing.
         """
-        header: dict[str, Any] = {
-            "version": _FILE_VERSION,
+        header = {
             "recipe": asdict(self.recipe),
             "dtype": self.dtype,
             "layout": self.layout,
@@ -180,7 +173,7 @@ class QuantizedQKV:
         raw: dict[str, Any] = {
             name: a.view(np.uint8) if a.dtype.name.startswith("float8") else a for name, a in arrays.items()
         }
-        np.savez(file, header=np.array(json.dumps(header)), **raw)
+        write_archive(file, type(self).__name__, header, raw)
 
     @classmethod
     def load(cls, file: str | PathLike[str]) -> QuantizedQKV:
@@ -201,21 +194,10 @@ class QuantizedQKV:
         ValueError
             When the file is not one of ours, or of a later version.
         """
-        foreign = f"{file} holds no QuantizedQKV: expected a file written by QuantizedQKV.save"
-        with Path(file).open("rb") as handle:  # np.load leaves a file open that is no archive
-            try:
-                stored = np.load(handle, allow_pickle=False)
-            except (EOFError, ValueError, BadZipFile) as error:
-                raise ValueError(foreign) from error
-            if not isinstance(stored, NpzFile) or "header" not in stored:
-                raise ValueError(foreign)
-            header = json.loads(str(stored["header"]))
-            if header["version"] != _FILE_VERSION:
-                raise ValueError(f"{file} has version {header['version']}: expected {_FILE_VERSION}")
-            arrays: dict[str, Array] = {name: stored[name] for name in stored.files if name != "header"}
-        optional: Mapping[str, None] = dict.fromkeys(("k_mean", "v_mean", "key_index"))
+        header, arrays = read_archive(file, cls.__name__)
+        optional: dict[str, Any] = dict.fromkeys(("k_mean", "v_mean", "key_index"))
         rest = {name: header[name] for name in ("dtype", "layout", "batched")}
-        return cls(**{**optional, **arrays}, recipe=Recipe(**header["recipe"]), **rest).to_host()
+        return cls(**(optional | arrays), recipe=Recipe(**header["recipe"]), **rest).to_host()
 
 
 def quantize_arrays(

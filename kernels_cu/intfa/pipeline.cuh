@@ -6,10 +6,9 @@
 #include "ptx_bulk.cuh"
 #include "ptx_copy.cuh"
 
-constexpr s32 kConsumers = kWarps / 4;  // warpgroups that compute; one more brings tiles
 constexpr s32 kProducerRegisters = 24;
-// What the block has at its start, 65 536 by the thread and down to a multiple of 8, less what the producer keeps.
-constexpr s32 kConsumerRegisters = kConsumers < 3 ? 240 : kConsumers == 3 ? 160 : 112;
+// Of 168 a thread, which the block has at its start; more than the producer gives back would be waited for without end.
+constexpr s32 kConsumerRegisters = 240;
 
 // A tile is cut into chunks of columns as wide as a swizzle span.
 constexpr s32 kQkChunk = kD % 128 == 0 ? 128 : kD % 64 == 0 ? 64 : 32;  // bytes, Q and K
@@ -30,8 +29,7 @@ constexpr u32 kItemBytes = (kVMeanAt + 4 * kD + 1023) / 1024 * 1024;
 constexpr u32 kItemsAt = kStages * kStageBytes, kScalesAt = kItemsAt + kItemBuffers * kItemBytes,
               kBarriersAt = kScalesAt + kStages * kScaleBytes;
 constexpr u32 kSharedBytes = kBarriersAt + 16 * (kStages + kItemBuffers);
-static_assert(kM == 1 && kWarps % 4 == 0 && kConsumers <= 4,
-              "INTFA_WARPS: whole warpgroups, of 64 rows each");
+static_assert(kM == 1 && kWarps % 4 == 0, "INTFA_WARPS: whole warpgroups, of 64 rows each");
 static_assert(kBr <= 128, "INTFA_WARPS: the packing pads Q to 128 rows");
 static_assert(kQk == kInt8 && kStep == kBc, "INTFA_QK, INTFA_STEP: int8, and a step is a tile");
 static_assert(kBc == 64 || !kTileRef, "INTFA_BC: the tile of a tile reference is the key block");

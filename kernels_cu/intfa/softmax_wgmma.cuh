@@ -7,7 +7,6 @@
 #include "config.cuh"
 #include "ptx_copy.cuh"
 #include "ptx_math.cuh"
-#include "score.cuh"
 
 constexpr float kNoKey = -3.402823466e38f;  // maximum of a row without a key yet: finite, to be subtracted
 
