@@ -15,7 +15,7 @@ from cupy_intfa.packing import HEAD_DIM_TILES, KEY_BLOCK
 from cupy_intfa.problem import AttentionProblem
 from cupy_intfa.recipe import FLOAT8, Recipe
 from cupy_intfa.tiles import Tile, find_tile, integer_o
-from cupy_intfa.tiles_sm90 import ROWS, THREADS, find_sm90_tile, sm90_shared_bytes
+from cupy_intfa.tiles_sm90 import find_sm90_tile, sm90_shared_bytes
 
 LONG_ROW = 65536  # keys; 255 · 127 · 65536 < 2^31: longer rows empty their int32 accumulators on the way
 _FORMATS = {"int8": 0, "float16": 1, "float8_e4m3": 2, "float8_e5m2": 3}  # enum Format in kernels_cu/intfa/config.cuh
@@ -144,7 +144,7 @@ def _sm90(problem: AttentionProblem, recipe: Recipe, device: DeviceInfo) -> Kern
         defines=(
             *common_defines(recipe, head_dim),
             f"LONG={int(long_rows)}",
-            f"WARPS={ROWS // 16}",
+            f"WARPS={tile.rows // 16}",
             f"BC={tile.keys}",
             f"STEP={tile.keys}",
             f"Q_SHARED={int(tile.q_shared)}",
@@ -152,22 +152,15 @@ def _sm90(problem: AttentionProblem, recipe: Recipe, device: DeviceInfo) -> Kern
             f"ITEM_BUFFERS={buffers}",
             f"CUBIC={tile.cubic}",
         ),
-        rows=ROWS,
+        rows=tile.rows,
         keys=tile.keys,
-        threads=THREADS,
+        threads=tile.threads,
         shared_bytes=shared,
         flush=long_rows,
         reason=f"{device.arch} has wgmma, the fastest tensor-core instructions for int8 there are",
-        boxes=(Box("q", ROWS, chunk), Box("k", tile.keys, chunk), values),
+        boxes=(Box("q", tile.rows, chunk), Box("k", tile.keys, chunk), values),
         persistent=True,
     )
-
-
-def _sm90_where_faster(problem: AttentionProblem, recipe: Recipe, device: DeviceInfo) -> KernelChoice | str:
-    choice = _sm90(problem, recipe, device)
-    if isinstance(choice, KernelChoice) and not integer_o(recipe) and recipe.integer_pv and problem.head_dim <= 64:
-        return "attention_sm90 was measured slower than attention_sm80 at D 64 where O is summed in float32"
-    return choice
 
 
 def _sm80(problem: AttentionProblem, recipe: Recipe, device: DeviceInfo) -> KernelChoice | str:
@@ -257,7 +250,7 @@ def _naive(problem: AttentionProblem, recipe: Recipe, device: DeviceInfo) -> Ker
 
 Row = Callable[[AttentionProblem, Recipe, DeviceInfo], KernelChoice | str]
 
-KERNELS: tuple[Row, ...] = (_sm90_where_faster, _sm80, _dp4a)
+KERNELS: tuple[Row, ...] = (_sm90, _sm80, _dp4a)
 """What ``backend="cuda"`` tries, in this order."""
 
 NAMED_KERNELS: Mapping[str, Row] = MappingProxyType({"sm90": _sm90, "sm80": _sm80, "dp4a": _dp4a, "naive": _naive})

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from cupy_intfa.recipe import Recipe
 from cupy_intfa.tiles import integer_o
 
-ROWS = 128  # B_r: two warpgroups of 64 rows
-THREADS = 384  # and one that brings tiles
+_WARPGROUP_ROWS, _WARPGROUP = 64, 128  # of the wgmma instructions; threads
 _GRAIN = 1024  # bytes: a swizzle pattern repeats
 
 
@@ -21,6 +20,8 @@ class Sm90Tile:
     ----------
     keys : int
         B_c, keys per tile.
+    warpgroups : int
+        Warpgroups that compute, of 64 rows each: three where 160 registers are enough, they hide each other's waits.
     q_shared : bool
         Whether Q stays in shared memory, to spare registers.
     cubic : int
@@ -28,8 +29,19 @@ class Sm90Tile:
     """
 
     keys: int
+    warpgroups: int = 2
     q_shared: bool = False
     cubic: int = 0
+
+    @property
+    def rows(self) -> int:
+        """B_r."""
+        return _WARPGROUP_ROWS * self.warpgroups
+
+    @property
+    def threads(self) -> int:
+        """Of a block: one more warpgroup brings tiles."""
+        return _WARPGROUP * (self.warpgroups + 1)
 
 
 def find_sm90_tile(recipe: Recipe, head_dim: int, long_rows: bool) -> Sm90Tile | None:
@@ -53,7 +65,7 @@ def find_sm90_tile(recipe: Recipe, head_dim: int, long_rows: bool) -> Sm90Tile |
     --------
     >>> from cupy_intfa.recipe import PRESETS
     >>> find_sm90_tile(PRESETS["fast"], 128, False)
-    Sm90Tile(keys=128, q_shared=False, cubic=4)
+    Sm90Tile(keys=128, warpgroups=2, q_shared=False, cubic=4)
     """
     token = recipe.k_granularity == "token"
     if recipe.pv == "float16":
@@ -65,7 +77,7 @@ def find_sm90_tile(recipe: Recipe, head_dim: int, long_rows: bool) -> Sm90Tile |
         if long_rows and head_dim in _TILES.get(f"{kind}_long", {}):
             kind += "_long"
     else:
-        kind = "float_o_token" if token else "float_o"
+        kind = "float_o_running" if recipe.p_reference == "running" else "float_o_token" if token else "float_o"
     return _TILES[kind].get(head_dim)
 
 
@@ -92,41 +104,50 @@ def sm90_shared_bytes(recipe: Recipe, head_dim: int, tile: Sm90Tile, limit: int)
     scales = tile.keys if recipe.k_granularity == "token" else tile.keys // 16
     if "block" in recipe.v_granularity:
         scales += head_dim * (tile.keys // 64)
-    item = -(-(ROWS * head_dim + 8 * ROWS + 8 * head_dim) // _GRAIN) * _GRAIN
-    buffers = 2 if 2 * item + 2 * (stage + 4 * scales + 16) + 32 <= limit else 1
-    per_stage = stage + 4 * scales + 16
+    item = -(-(tile.rows * head_dim + 8 * tile.rows + 8 * head_dim) // _GRAIN) * _GRAIN
+    per_stage = stage + 4 * scales + tile.keys + 16
+    buffers = 2 if 2 * (item + 16) + 2 * per_stage <= limit else 1
     stages = min(_MOST_STAGES, (limit - buffers * (item + 16)) // per_stage)
     return stages * per_stage + buffers * (item + 16), stages, buffers
 
 
 _MOST_STAGES = 4
-_INTEGER = {64: Sm90Tile(128), 96: Sm90Tile(128), 128: Sm90Tile(128), 192: Sm90Tile(64)}
+_INTEGER = {96: Sm90Tile(128), 128: Sm90Tile(128), 192: Sm90Tile(64)}
+_FLOAT_O = {
+    64: Sm90Tile(64, 3),
+    96: Sm90Tile(64, 3, q_shared=True),
+    128: Sm90Tile(64, 3, q_shared=True),
+    192: Sm90Tile(64),
+    256: Sm90Tile(64, q_shared=True),
+}
+_HALF = {
+    64: Sm90Tile(64, 3),
+    96: Sm90Tile(64, 3),
+    128: Sm90Tile(64, 3, q_shared=True),
+    192: Sm90Tile(64),
+    256: Sm90Tile(64, q_shared=True),
+}
 _TILES: Mapping[str, Mapping[int, Sm90Tile | None]] = {
     "tuned": {
-        64: Sm90Tile(128, cubic=4),
+        64: Sm90Tile(128, 3, q_shared=True, cubic=4),
         96: Sm90Tile(128, cubic=4),
         128: Sm90Tile(128, cubic=4),
         192: Sm90Tile(64, cubic=4),
         256: Sm90Tile(64, cubic=4),
     },
     "tuned_long": {256: Sm90Tile(64, q_shared=True, cubic=4)},  # the other one spills here, and this one there
-    "integer": {**_INTEGER, 256: Sm90Tile(64)},
+    "integer": {64: Sm90Tile(128, 3, q_shared=True), **_INTEGER, 256: Sm90Tile(64)},
     "integer_long": {256: None},
-    "integer_token": {**_INTEGER, 256: Sm90Tile(64, q_shared=True)},
-    "float_o": {64: Sm90Tile(64), 96: Sm90Tile(64), 128: Sm90Tile(64), 192: Sm90Tile(64)},
-    "float_o_token": {64: Sm90Tile(64), 96: Sm90Tile(64), 128: Sm90Tile(64)},
-    "half": {
-        64: Sm90Tile(128),
-        96: Sm90Tile(128),
-        128: Sm90Tile(128, q_shared=True),
+    "integer_token": {
+        64: Sm90Tile(128, 3, q_shared=True),
+        96: Sm90Tile(64, 3),
+        128: Sm90Tile(64, 3, q_shared=True),
         192: Sm90Tile(64),
         256: Sm90Tile(64, q_shared=True),
     },
-    "half_token": {
-        64: Sm90Tile(128),
-        96: Sm90Tile(128),
-        128: Sm90Tile(64),
-        192: Sm90Tile(64),
-        256: Sm90Tile(64, q_shared=True),
-    },
+    "float_o": _FLOAT_O,
+    "float_o_token": {**_FLOAT_O, 192: Sm90Tile(64, q_shared=True)},
+    "float_o_running": {**_FLOAT_O, 192: Sm90Tile(64, q_shared=True), 256: None},
+    "half": _HALF,
+    "half_token": _HALF,
 }

@@ -37,8 +37,6 @@ struct Consumer {
     u32 shared, item;  // shared memory, and the item's buffer in it
     s32 warp, g, t;
     Work work;
-    s64 kv;
-    float kv_mark, k_scale_max;
 
     __device__ __forceinline__ s32 first_row() const { return work.first_row + 16 * warp; }
     __device__ __forceinline__ s64 row_index(s32 r) const {  // of the lane's row r in the packing
@@ -46,29 +44,31 @@ struct Consumer {
     }
 };
 
-// Scores to floats, those that a row does not see to -inf. Places of sorted keys are read here, where few tiles come.
-__device__ __forceinline__ void hide(Scores& s, const Consumer& c, s32 j0) {
-    const u8* places = c.p.key_index ? c.p.key_index + c.kv * c.p.kv_pad : nullptr;
+// Scores to floats, those that a row does not see to -inf; `places` are those of sorted keys, in shared memory.
+__device__ __forceinline__ void hide(Scores& s, const Consumer& c, u32 places, s32 j0) {
 #pragma unroll
-    for (s32 n = 0; n < kNs; ++n)
+    for (s32 n = 0; n < kNs; ++n) {
+        const s32 first = 8 * n + 2 * c.t;
+        const u32 two = c.p.key_index ? load_half_word(places + first) : 0x100 + first % 64 * 0x101;
 #pragma unroll
-        for (s32 e = 0; e < 2; ++e) {
-            const s32 j = j0 + 8 * n + 2 * c.t + e, place = places ? places[j] : j % 64;
+        for (s32 e = 0; e < 2; ++e)
 #pragma unroll
             for (s32 r = 0; r < 2; ++r) {
                 s32& x = s[n][2 * r + e];
                 if (!kKToken) x = __float_as_int((float)x);
-                if (is_hidden(c.p, j, place, c.first_row() + c.g + 8 * r)) x = __float_as_int(-INTFA_INF);
+                if (is_hidden(c.p, j0 + first + e, two >> 8 * e & 255, c.first_row() + c.g + 8 * r))
+                    x = __float_as_int(-INTFA_INF);
             }
-        }
+    }
 }
 
 // What the maxima of a tile decide, per row of the lane.
 struct Turn {
     float scale[kBlocks][2];  // factors of Y, per span of keys
     float m_ref[2];           // reference of P
-    float alpha[2];           // factor of what lies behind
+    float fall[2];            // log2 of the factor of what lies behind
     float weight[2];          // factor of the tile's own sums
+    float sum[2];             // of the tile's P, so weighted
     bool grew[2];             // whether a row of the warp has another alpha than 1
 };
 
@@ -81,10 +81,12 @@ __device__ __forceinline__ void find_maxima(Scores& s, Rows& rows, Turn& turn, c
         const float k_scale = kKToken ? 1.0f : load_float(scales + 16 * h + 4 * c.t);
 #pragma unroll
         for (s32 r = 0; r < 2; ++r)
-            turn.scale[h][r] = kKToken ? rows.c[r] : fmaxf(rows.c[r] * k_scale, kFltMin);
+            turn.scale[h][r] = kKToken   ? rows.c[r]
+                               : kMasked ? fmaxf(rows.c[r] * k_scale, kFltMin)
+                                         : rows.c[r] * k_scale;
     }
     if constexpr (kKToken) scale_by_token(s, scales + 8 * c.t);
-    if constexpr (kMasked) hide(s, c, j0);
+    if constexpr (kMasked) hide(s, c, scales + kPlacesAt, j0);
     constexpr bool kFloats = kMasked || kKToken;
 #pragma unroll
     for (s32 r = 0; r < 2; ++r) {
@@ -103,7 +105,7 @@ __device__ __forceinline__ void find_maxima(Scores& s, Rows& rows, Turn& turn, c
             turn.m_ref[r] = rows.m[r];
             turn.weight[r] = 1.0f;
         }
-        turn.alpha[r] = exp2_approx(before - rows.m[r]);
+        turn.fall[r] = before - rows.m[r];
     }
 }
 
@@ -136,6 +138,8 @@ __device__ __forceinline__ void store(const Consumer& c, const Output& o, const 
                                       const float (&reference)[2]) {
     const AttentionParams& p = c.p;
     const s32 b = c.work.bh / p.heads, h = c.work.bh % p.heads;
+    const s64 kv = kv_head_of(p, c.work.bh);  // Found here: registers are dear before.
+    const float kv_mark = load_global(p.kv_mark + kv), k_scale_max = load_global(p.k_scale_max + kv);
     // Whole pairs of 16-bit elements, one after the other: what most callers have, without a branch per element.
     const bool pairs = p.out_dtype <= kBFloat16 && p.out_stride[3] == 1 && p.head_dim == kD &&
                        (((u64)p.out >> 1 | p.out_stride[0] | p.out_stride[1] | p.out_stride[2]) & 1) == 0;
@@ -144,9 +148,9 @@ __device__ __forceinline__ void store(const Consumer& c, const Output& o, const 
         const float l = quad_sum(rows.l[r]), m = rows.m[r] == kNoKey ? -INTFA_INF : rows.m[r];
         const s32 in_item = 16 * c.warp + c.g + 8 * r, index = c.work.first_row + in_item;
         if (index >= p.q_len) continue;
-        const float mark = load_float(c.item + kQMarkAt + 4 * in_item) + c.kv_mark;
+        const float mark = load_float(c.item + kQMarkAt + 4 * in_item) + kv_mark;
         const bool flushed = kLong && !kFloatO && reference[r] != -INTFA_INF;
-        const OutputRow row = {end_row(p, mark, c.k_scale_max, rows.c[r], m, l),
+        const OutputRow row = {end_row(p, mark, k_scale_max, rows.c[r], m, l),
                                b * p.out_stride[0] + h * p.out_stride[1] + index * p.out_stride[2],
                                flushed ? p.o_flush + c.row_index(r) * kD : nullptr,
                                flushed ? exp2_approx(reference[r] - m) : 0.0f};
@@ -180,12 +184,14 @@ __device__ __forceinline__ void store(const Consumer& c, const Output& o, const 
 // One item: Q K^T of a tile in flight together with P V of the tile before, which the softmax hides.
 __device__ __forceinline__ void attend(const Consumer& c, Ring<kStages>& ring) {
     const AttentionParams& p = c.p;
-    const s32 tiles = visible_tiles(p, c.work.first_row, kBr), lane = threadIdx.x % 32;
+    const s32 tiles = visible_tiles(p, c.work.first_row, kBr);
+    const s32 lane = kBr > 128 ? 4 * c.g + c.t : threadIdx.x % 32;  // the same; either saves one a spill
     Rows rows;
 #pragma unroll
     for (s32 r = 0; r < 2; ++r) {
-        rows.c[r] =
-            fmaxf(p.scale_log2 * load_float(c.item + kQScaleAt + 4 * (16 * c.warp + c.g + 8 * r)), kFltMin);
+        const s32 in_item = 16 * c.warp + c.g + 8 * r,
+                  row = kBr > 128 ? min(in_item, rows_packed(p, c.work) - 1) : in_item;
+        rows.c[r] = fmaxf(p.scale_log2 * load_float(c.item + kQScaleAt + 4 * row), kFltMin);
         rows.m[r] = kNoKey;
         rows.l[r] = 0.0f;
     }
@@ -225,14 +231,14 @@ __device__ __forceinline__ void attend(const Consumer& c, Ring<kStages>& ring) {
             find_maxima<false>(s, rows, turn, c, scales, j0);
         return masked;
     };
-    auto softmax = [&](const Turn& turn, bool masked, Probabilities& pr) {
+    auto softmax = [&](Turn& turn, bool masked, Probabilities& pr) {
         float sum[2];
         if (masked)
             probabilities<true>(s, turn.scale, turn.m_ref, p.log2_top, pr, sum);
         else
             probabilities<kKToken>(s, turn.scale, turn.m_ref, p.log2_top, pr, sum);
 #pragma unroll
-        for (s32 r = 0; r < 2; ++r) rows.l[r] = fmaf(rows.l[r], turn.alpha[r], sum[r] * turn.weight[r]);
+        for (s32 r = 0; r < 2; ++r) turn.sum[r] = kTileRef ? sum[r] * turn.weight[r] : sum[r];
     };
     auto leave_stage = [&]() {
         __syncwarp();  // other lanes have read scales there
@@ -277,7 +283,12 @@ __device__ __forceinline__ void attend(const Consumer& c, Ring<kStages>& ring) {
         leave_stage();
 #pragma unroll
         for (s32 r = 0; r < 2; ++r) {
-            if (turn.grew[r]) rescale(o, r, turn.alpha[r]);
+            if (turn.grew[r]) {
+                const float alpha = exp2_approx(turn.fall[r]);
+                rows.l[r] *= alpha;
+                rescale(o, r, alpha);
+            }
+            rows.l[r] += turn.sum[r];
             weight[r] = turn.weight[r];
             if constexpr (kLong && !kFloatO) {
                 if ((summed + 1) % kFlushTiles == 0)
@@ -303,6 +314,7 @@ __device__ __forceinline__ void attend(const Consumer& c, Ring<kStages>& ring) {
         const bool masked = maxima(first, ring.i);
         softmax(first, masked, even);
         weight[0] = first.weight[0], weight[1] = first.weight[1];
+        rows.l[0] = first.sum[0], rows.l[1] = first.sum[1];
         s32 i = 1;
         for (; i + 1 < tiles; i += 2) {
             advance(even, odd);
@@ -324,17 +336,8 @@ __device__ __forceinline__ void consume(const AttentionParams& p, u32 shared, s3
     Ring<kItemBuffers> item_ring = {0, 0};
     for (s32 item = blockIdx.x; item < items; item += gridDim.x) {
         const Work work = work_at(p, item);
-        const s64 kv = kv_head_of(p, work.bh);
-        const Consumer c = {p,
-                            shared,
-                            shared + kItemsAt + item_ring.i * kItemBytes,
-                            warp,
-                            lane / 4,
-                            lane % 4,
-                            work,
-                            kv,
-                            load_global(p.kv_mark + kv),
-                            load_global(p.k_scale_max + kv)};
+        const Consumer c = {p,        shared, shared + kItemsAt + item_ring.i * kItemBytes, warp, lane / 4,
+                            lane % 4, work};
         barrier_wait(item_full(shared, item_ring.i), item_ring.parity);
         attend(c, ring);
         __syncwarp();

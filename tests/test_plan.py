@@ -46,7 +46,7 @@ SMALL = problem_of(Case())
 def test_architecture_decides_the_kernel(arch: str, preset: str) -> None:
     recipe, device = PRESETS[preset], DEVICES[arch]
     tensor_cores_from = (8, 9) if recipe.qk in FLOAT8 else (7, 5)
-    if device.capability == (9, 0) and recipe.qk == "int8" and preset != "precise":
+    if device.capability == (9, 0) and recipe.qk == "int8":
         assert on_gpu(SMALL, recipe, device)[1].source == "attention_sm90"
     elif device.capability >= tensor_cores_from:
         assert on_gpu(SMALL, recipe, device)[1].source == "attention_sm80"
@@ -57,14 +57,10 @@ def test_architecture_decides_the_kernel(arch: str, preset: str) -> None:
             make_plan(SMALL, recipe, "cuda", device)
 
 
-@pytest.mark.parametrize(("head_dim", "number"), [(48, 80), (64, 80), (96, 90), (128, 90), (192, 90), (256, 80)])
-def test_precise_runs_on_hopper_where_it_was_measured_faster(head_dim: int, number: int) -> None:
-    assert on_gpu(problem_of(Case(head_dim=head_dim)), PRESETS["precise"])[1].source == f"attention_sm{number}"
-
-
 @pytest.mark.parametrize(("head_dim", "number"), [(8, 80), (32, 80), (33, 90), (100, 90), (200, 90), (256, 90)])
-def test_hopper_runs_fast_by_wgmma_from_33_channels_on(head_dim: int, number: int) -> None:
-    assert on_gpu(problem_of(Case(head_dim=head_dim)), PRESETS["fast"])[1].source == f"attention_sm{number}"
+@pytest.mark.parametrize("preset", ["paper", "paper_half", "fast", "precise", "half"])
+def test_hopper_runs_int8_by_wgmma_from_33_channels_on(preset: str, head_dim: int, number: int) -> None:
+    assert on_gpu(problem_of(Case(head_dim=head_dim)), PRESETS[preset])[1].source == f"attention_sm{number}"
 
 
 def test_hopper_without_a_compiler_for_wgmma_takes_mma_sync_and_says_so() -> None:
@@ -160,7 +156,8 @@ def test_every_kernel_fits_the_packing_and_the_device(case: Case, preset: str, d
     named = dict(define.split("=") for define in choice.defines)
     assert len(named) == len(choice.defines), "a macro is defined twice"
     assert int(named["D"]) == make_packing(problem, recipe).head_dim
-    assert QUERY_PAD % choice.rows == 0, "the last block reads behind the padded queries"
+    if choice.source != "attention_sm90":  # it counts the rows that are there
+        assert QUERY_PAD % choice.rows == 0, "the last block reads behind the padded queries"
     assert KEY_PAD % choice.keys == 0, "the last tile reads behind the padded keys"
     assert 0 < choice.threads <= 1024
     assert choice.threads % 32 == 0

@@ -7,8 +7,9 @@
 #include "ptx_copy.cuh"
 
 constexpr s32 kProducerRegisters = 24;
-// Of 168 a thread, which the block has at its start; more than the producer gives back would be waited for without end.
-constexpr s32 kConsumerRegisters = 240;
+// Of 168 a thread with two warpgroups of consumers and 128 with three, which the block has at its start; more than the
+// producer gives back would be waited for without end.
+constexpr s32 kConsumerRegisters = kWarps == 8 ? 240 : 160;
 
 // A tile is cut into chunks of columns as wide as a swizzle span.
 constexpr s32 kQkChunk = kD % 128 == 0 ? 128 : kD % 64 == 0 ? 64 : 32;  // bytes, Q and K
@@ -17,7 +18,8 @@ constexpr u32 kTileK = kBc * kD, kTileV = kBc * kD * (kPv == kHalf ? 2 : 1);
 constexpr u32 kStageBytes = kTileK + kTileV;
 constexpr s32 kScales = kKToken ? kBc : kBc / 16;
 constexpr s32 kVScales = kVBlock ? kD * (kBc / 64) : 0;
-constexpr u32 kScaleBytes = 4 * (kScales + kVScales);
+constexpr u32 kPlacesAt = 4 * (kScales + kVScales);  // of the keys in their block, where they are sorted
+constexpr u32 kScaleBytes = kPlacesAt + kBc;
 
 // What an item needs once: Q, its scales and marks, and what the epilogue reads of V. Two of them, so that the next
 // item's are there when this one ends.
@@ -29,8 +31,8 @@ constexpr u32 kItemBytes = (kVMeanAt + 4 * kD + 1023) / 1024 * 1024;
 constexpr u32 kItemsAt = kStages * kStageBytes, kScalesAt = kItemsAt + kItemBuffers * kItemBytes,
               kBarriersAt = kScalesAt + kStages * kScaleBytes;
 constexpr u32 kSharedBytes = kBarriersAt + 16 * (kStages + kItemBuffers);
-static_assert(kM == 1 && kWarps % 4 == 0, "INTFA_WARPS: whole warpgroups, of 64 rows each");
-static_assert(kBr <= 128, "INTFA_WARPS: the packing pads Q to 128 rows");
+static_assert(kM == 1 && (kWarps == 8 || kWarps == 12),
+              "INTFA_WARPS: two or three warpgroups, of 64 rows each");
 static_assert(kQk == kInt8 && kStep == kBc, "INTFA_QK, INTFA_STEP: int8, and a step is a tile");
 static_assert(kBc == 64 || !kTileRef, "INTFA_BC: the tile of a tile reference is the key block");
 static_assert(kStageBytes % 1024 == 0 && kTileK % 1024 == 0,
@@ -84,16 +86,22 @@ __device__ __forceinline__ s64 kv_head_of(const AttentionParams& p, s32 bh) {
     return (s64)(bh / p.heads) * p.kv_heads + bh % p.heads / (p.heads / p.kv_heads);
 }
 
+// Rows of the item that the packing has, padding included; of Q a box brings what lies behind, which nobody stores.
+__device__ __forceinline__ s32 rows_packed(const AttentionParams& p, const Work& work) {
+    return min(kBr, p.q_pad - work.first_row);
+}
+
 // Bring what the item needs once.
 __device__ __forceinline__ void copy_item(const AttentionParams& p, const TensorMap& q_map, const Work& work,
                                           s64 kv, u32 to, u32 full) {
     const s64 row = (s64)work.bh * p.q_pad + work.first_row;
-    barrier_expect(full, kTileQ + 8 * kBr + (kVBlock ? 0 : 4 * kD) + (p.v_mean ? 4 * kD : 0));
+    const s32 rows = rows_packed(p, work);
+    barrier_expect(full, kTileQ + 8 * rows + (kVBlock ? 0 : 4 * kD) + (p.v_mean ? 4 * kD : 0));
 #pragma unroll
     for (s32 c = 0; c < kD / kQkChunk; ++c)
         copy_box(to + c * kBr * kQkChunk, q_map, c * kQkChunk, (s32)row, full);
-    copy_line(to + kQScaleAt, p.q_scale + row, 4 * kBr, full);
-    copy_line(to + kQMarkAt, p.q_mark + row, 4 * kBr, full);
+    copy_line(to + kQScaleAt, p.q_scale + row, 4 * rows, full);
+    copy_line(to + kQMarkAt, p.q_mark + row, 4 * rows, full);
     if constexpr (!kVBlock) copy_line(to + kVScaleAt, p.v_scale + kv * kD, 4 * kD, full);
     if (p.v_mean) copy_line(to + kVMeanAt, p.v_mean + kv * kD, 4 * kD, full);
 }
@@ -101,7 +109,7 @@ __device__ __forceinline__ void copy_item(const AttentionParams& p, const Tensor
 // Bring a tile of keys, its values and their scales.
 __device__ __forceinline__ void copy_stage(const AttentionParams& p, const TensorMap& k_map,
                                            const TensorMap& v_map, s32 key, u32 to, u32 scales, u32 full) {
-    barrier_expect(full, kStageBytes + kScaleBytes);
+    barrier_expect(full, kStageBytes + kPlacesAt + (p.key_index ? kBc : 0));
 #pragma unroll
     for (s32 c = 0; c < kD / kQkChunk; ++c) copy_box(to + c * kBc * kQkChunk, k_map, c * kQkChunk, key, full);
     copy_line(scales, p.k_scale + (kKToken ? key : key / 16), 4 * kScales, full);
@@ -116,6 +124,7 @@ __device__ __forceinline__ void copy_stage(const AttentionParams& p, const Tenso
     }
     if constexpr (kVBlock)
         copy_line(scales + 4 * kScales, p.v_scale + (s64)(key / 64) * kD, 4 * kVScales, full);
+    if (p.key_index) copy_line(scales + kPlacesAt, p.key_index + key, kBc, full);
 }
 
 // One thread: brings every item and its key tiles, as buffers become free.

@@ -54,8 +54,8 @@ __device__ __forceinline__ void start_output(Output& o, const Probabilities& p, 
     }
 }
 
-// O in floats takes integer products in parts of 64 channels: as few registers wait for them.
-constexpr s32 kPartChannels = kD < 64 ? kD : kD % 64 == 0 ? 64 : 32;
+// O in floats takes integer products in parts of 32 channels, or all 64: as few registers wait for them.
+constexpr s32 kPartChannels = kD <= 64 ? kD : 32;
 constexpr s32 kParts = kIntegerPv && kFloatO ? kD / kPartChannels : 0;  // 0: O is the accumulator
 typedef s32 Part[kPartChannels / 8][4];
 

@@ -22,6 +22,11 @@ __device__ __forceinline__ float load_float(u32 address) {
     asm volatile("ld.shared.f32 %0, [%1];" : "=f"(x) : "r"(address) : "memory");
     return x;
 }
+__device__ __forceinline__ u32 load_half_word(u32 shared) {
+    u16 x;
+    asm volatile("ld.shared.u16 %0, [%1];" : "=h"(x) : "r"(shared) : "memory");
+    return x;
+}
 __device__ __forceinline__ float2 load_float2(u32 address) {
     float2 x;
     asm volatile("ld.shared.v2.f32 {%0,%1}, [%2];" : "=f"(x.x), "=f"(x.y) : "r"(address) : "memory");

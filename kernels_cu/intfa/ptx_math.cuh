@@ -50,8 +50,8 @@ __device__ __forceinline__ u32 max_half2(u32 x, u32 y) {
 __device__ __forceinline__ u32 exp2_cubic(u32 y) {
     y = max_half2(y, 0xc6dbc6dbu);  // -6.85546875, where the cubic is 0
     u32 w = fma_half2(y, 0x16371637u, 0x22ed22edu);
-    w = fma_half2(w, y, 0x31633163u);
-    w = fma_half2(w, y, 0x3c083c08u);
+    w = fma_half2(w, y, 0x31623162u);
+    w = fma_half2(w, y, 0x3c093c09u);
     w = mul_half2(w, w);
     return mul_half2(w, w);
 }

@@ -45,7 +45,7 @@ class Arithmetic:
 
     ``folds_bias``: where K has one scale per group, scores stay 12582912 too large up to the exponent, whose constant
     takes it off again and is rounded for it, in rows whose largest c·s_k is 2.4·10⁻⁴ at most. ``sums_halves``: an
-    exact row sum adds P rounded to float16, ``"pairs"`` of keys j and j + 8 that are rounded once more where P has 8
+    exact row sum, and in a chain every row sum of a float P, adds P rounded to float16, ``"pairs"`` of keys j and j + 8 that are rounded once more where P has 8
     bits, or ``"chain"``: those pairs one after the other through the tile, in float16. ``cubic`` n: the first of every
     n groups of 16 keys has P from a polynomial (`cubic_exp2`).
     """
@@ -70,7 +70,7 @@ def arithmetic_of(plan: Plan) -> Arithmetic:
     return replace(ARITHMETIC[plan.kernel.removeprefix("attention_")], cubic=int(macros.get("CUBIC", 0)))
 
 
-CUBIC = tuple(np.array([0x1637, 0x22ED, 0x3163, 0x3C08], np.uint16).view(np.float16).astype(np.float64))
+CUBIC = tuple(np.array([0x1637, 0x22ED, 0x3162, 0x3C09], np.uint16).view(np.float16).astype(np.float64))
 CUBIC_FROM = -6.85546875  # 0 from here down
 
 
@@ -265,7 +265,7 @@ def _tiles(recipe: Recipe, x: Float64, tile: int) -> _Tiles:
 
 def _terms(p: Float64, recipe: Recipe, halves: str, tile: int) -> Float64:
     """Give what a row sum adds for P before rounding, (rows, T·W)."""
-    if recipe.row_sum == "quantised":
+    if recipe.row_sum == "quantised" and (halves != "chain" or recipe.integer_pv):
         return round_p(p, recipe)
     if not halves:
         return p

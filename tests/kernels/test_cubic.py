@@ -26,10 +26,10 @@ def test_p_is_off_by_a_level_or_so() -> None:
     y = exponents().astype(np.float64)
     p = cubic_exp2(y)
     error = np.abs(p - np.exp2(y))
-    assert (error <= 1.2 * (0.02 + 0.012 * np.exp2(y))).all(), error.max()
-    assert error.max() < 1.25
+    assert (error <= 1.25 * (0.02 + 0.012 * np.exp2(y))).all(), error.max()
+    assert error.max() < 1.28
     assert np.abs(np.rint(p) - np.rint(np.exp2(y))).max() <= 2
-    assert 254 <= p[-1] == p.max() <= 255, "P at its reference is R or one less, and never more: a byte would wrap to 0"
+    assert p[-1] == p.max() == 255, "P at its reference is R: keys that weigh alike stay so, and no byte wraps to 0"
 
 
 def test_what_is_below_a_level_is_right_on_average() -> None:
