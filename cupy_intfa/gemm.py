@@ -46,7 +46,7 @@ def int8_matmul(
         Added to every row.
     out_dtype : {"int32", "float16", "bfloat16", "float32"}, optional
         int32 without scales and bias, float32 with them, if not given.
-    backend : {"auto", "numpy", "cuda", "naive", "dp4a", "wmma", "sm80", "sm90", "sm90_pair"}
+    backend : {"auto", "numpy", "cuda", "naive", "dp4a", "wmma", "sm80", "sm90"}
         ``auto`` is the GPU where there is one, and the rung that `explain_int8_matmul` names; ``cuda`` insists on a
         GPU, the others on one rung of the ladder.
 
@@ -109,7 +109,7 @@ def explain_int8_matmul(
         Added to every row.
     out_dtype : {"int32", "float16", "bfloat16", "float32"}, optional
         Of the product.
-    backend : {"auto", "numpy", "cuda", "naive", "dp4a", "wmma", "sm80", "sm90", "sm90_pair"}
+    backend : {"auto", "numpy", "cuda", "naive", "dp4a", "wmma", "sm80", "sm90"}
         Where to run.
 
     Returns

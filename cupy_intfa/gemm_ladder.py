@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from cupy_intfa.device import DeviceInfo
 
 UNIT = 16  # bytes of a copy: what rows of depth begin at, and are padded to
 FEW_ROWS = 64  # up to which a tile of 128 rows is mostly padding
+_IDLE = 0.75  # of the multiprocessors: 2048^3 takes an H200 27 us in a single round of large tiles, 37 us in small ones
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,8 +75,6 @@ class Tile:
         Warps that compute.
     ring : int
         Stages in shared memory.
-    cluster : int
-        Blocks below each other that share their columns of B.
     """
 
     m: int
@@ -85,7 +83,6 @@ class Tile:
     warps_m: int = 0
     warps_n: int = 0
     ring: int = 0
-    cluster: int = 1
 
     @property
     def stage_bytes(self) -> int:
@@ -137,6 +134,17 @@ def _ringed(source: str, tile: Tile, device: DeviceInfo, reason: str) -> Rung | 
     return Rung(source=source, tile=tile, threads=threads, shared_bytes=shared, reason=reason)
 
 
+def _tiles(problem: GemmProblem, rows: int, columns: int) -> int:
+    return -(-problem.a.rows // rows) * -(-problem.b.rows // columns)
+
+
+def _deepest(tile: Tile, room: int) -> Tile:
+    """Halve the depth of a stage until three of them fit, and take up to ``tile.ring``."""
+    while tile.k > 64 and 3 * tile.stage_bytes > room:
+        tile = replace(tile, k=tile.k // 2)
+    return replace(tile, ring=min(tile.ring, room // tile.stage_bytes))
+
+
 def _dp4a(problem: GemmProblem, device: DeviceInfo) -> Rung | str:
     if device.capability < (6, 1):
         return f"gemm_dp4a needs compute capability 6.1, {device.name} has {device.arch}"
@@ -155,26 +163,30 @@ def _wmma(problem: GemmProblem, device: DeviceInfo) -> Rung | str:
 def _sm80(problem: GemmProblem, device: DeviceInfo) -> Rung | str:
     if device.capability < (7, 5):
         return f"gemm_sm80 needs compute capability 7.5, {device.name} has {device.arch}"
-    m, n, _ = problem.shape
-    room = device.shared_per_block
-    large = -(-m // 128) * -(-n // 256)
+    m, room = problem.a.rows, device.shared_per_block
+    # Of two tiles that are as fast the one that pads less: it is the one that there are fewer of.
+    rows, columns = min((256, 128), (128, 256), key=lambda shape: _tiles(problem, *shape))
+    large = _tiles(problem, rows, columns)
     if m <= 16:
-        tile = Tile(m=16, n=32, k=128, warps_m=1, warps_n=2, ring=min(8, room // (48 * 128)))
+        tile = _deepest(Tile(m=16, n=32, k=256, warps_m=1, warps_n=2, ring=8), room // 2)
         reason = "few rows: B streams through many small blocks"
-    elif m <= FEW_ROWS or large < device.multiprocessors:
-        tile = Tile(m=64, n=64, k=128, warps_m=2, warps_n=2, ring=min(4, room // (128 * 128)))
-        reason = f"{large} tiles of 128 x 256 would leave multiprocessors idle"
+    elif m <= FEW_ROWS:
+        tile = _deepest(Tile(m=64, n=64, k=256, warps_m=4, warps_n=2, ring=6), room)
+        reason = "few rows: B streams through all the shared memory there is"
+    elif large < _IDLE * device.multiprocessors:
+        tile = _deepest(Tile(m=64, n=64, k=128, warps_m=2, warps_n=2, ring=4), room)
+        reason = f"{large} tiles of {rows} x {columns} would leave multiprocessors idle"
     else:
-        depth = 128 if room >= 4 * 384 * 128 else 64
-        tile = Tile(m=128, n=256, k=depth, warps_m=2, warps_n=4, ring=min(4, room // (384 * depth)))
+        tile = Tile(m=rows, n=columns, k=128, warps_m=rows // 64, warps_n=columns // 64, ring=4)
+        tile = _deepest(tile, room)
         reason = "a warp's 64 x 64 are as many sums as registers hold"
     return _ringed("gemm_sm80", tile, device, f"{device.arch} has mma.sync; {reason}")
 
 
-def _sm90(problem: GemmProblem, device: DeviceInfo, cluster: int = 1) -> Rung | str:
+def _sm90(problem: GemmProblem, device: DeviceInfo) -> Rung | str:
     if device.capability != (9, 0):
         return f"gemm_sm90 is for compute capability 9.0 alone, {device.name} has {device.arch}"
-    tile = Tile(m=128, n=256, k=128, warps_m=8, warps_n=1, ring=4, cluster=cluster)
+    tile = Tile(m=128, n=256, k=128, warps_m=8, warps_n=1, ring=4)
     return Rung(
         source="gemm_sm90",
         tile=tile,
@@ -192,7 +204,6 @@ RUNGS: MappingProxyType[str, Callable[[GemmProblem, DeviceInfo], Rung | str]] = 
         "wmma": _wmma,
         "sm80": _sm80,
         "sm90": _sm90,
-        "sm90_pair": partial(_sm90, cluster=2),
     }
 )
-"""The ladder, from the first rung up; in the last one two blocks share their columns of B, and no plan takes it yet."""
+"""The ladder, from the first rung up."""

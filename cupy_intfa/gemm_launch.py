@@ -79,16 +79,12 @@ def launch_gemm(
     m, n, depth = problem.shape
     if plan.rung != "naive":
         depth = problem.a.pitch
-    raster = _RASTER // kernel.tile.cluster
     addresses = (a, b, at.out, at.scale_a, at.scale_b, at.bias)
-    params = PARAMS.pack(*addresses, *a_strides, *b_strides, m, n, depth, at.step_a, at.step_b, raster)
+    params = PARAMS.pack(*addresses, *a_strides, *b_strides, m, n, depth, at.step_a, at.step_b, _RASTER)
     maps: tuple[Any, ...] = ()
     if kernel.boxes:
         tile = kernel.tile
-        maps = (
-            make_map(a, 1, m, depth, tile.m, tile.k),
-            make_map(b, 1, n, depth, tile.n // tile.cluster, tile.k),
-        )
+        maps = (make_map(a, 1, m, depth, tile.m, tile.k), make_map(b, 1, n, depth, tile.n, tile.k))
     function = load(kernel.source, plan.defines, device.ordinal, kernel.shared_bytes)
     function((plan.grid,), (kernel.threads,), (by_value(params), *maps), shared_mem=kernel.shared_bytes)
 

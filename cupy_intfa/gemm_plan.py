@@ -89,7 +89,7 @@ class GemmPlan:
             return out
         t = self.kernel.tile
         tile = (f"TILE_M={t.m}", f"TILE_N={t.n}", f"TILE_K={t.k}", f"RING={t.ring}")
-        warps = (f"WARPS_M={t.warps_m}", f"WARPS_N={t.warps_n}", f"CLUSTER={t.cluster}")
+        warps = (f"WARPS_M={t.warps_m}", f"WARPS_N={t.warps_n}")
         return (*out, *tile, *warps, f"SHARED_BYTES={self.kernel.shared_bytes}")
 
     def __str__(self) -> str:
@@ -101,7 +101,7 @@ class GemmPlan:
             lines.append(
                 f"  on {self.device.name} ({self.device.arch}): {self.kernel.source}, {self.grid} blocks of "
                 f"{self.kernel.threads} threads and {self.kernel.shared_bytes} bytes of shared memory, "
-                f"tile {t.m} x {t.n} x {t.k}, {t.ring} stages, clusters of {t.cluster}"
+                f"tile {t.m} x {t.n} x {t.k}, {t.ring} stages"
             )
             for name, copy in zip("ab", self.copies, strict=True):
                 lines.append(f"  {name}: {f'copied ({copy.nbytes} bytes), {copy.reason}' if copy else 'read in place'}")
@@ -115,7 +115,7 @@ def make_gemm_plan(problem: GemmProblem, backend: str = "auto", device: DeviceIn
     ----------
     problem : GemmProblem
         A validated product, no side of it 0.
-    backend : {"auto", "numpy", "cuda", "naive", "dp4a", "wmma", "sm80", "sm90", "sm90_pair"}
+    backend : {"auto", "numpy", "cuda", "naive", "dp4a", "wmma", "sm80", "sm90"}
         ``auto`` is the GPU where there is one, ``cuda`` insists on it, the others insist on one rung.
     device : DeviceInfo or str
         The GPU, or why there is none.
@@ -159,10 +159,7 @@ def make_gemm_plan(problem: GemmProblem, backend: str = "auto", device: DeviceIn
 
 
 def _with_copies(problem: GemmProblem, name: str, rung: Rung, device: DeviceInfo, reasons: tuple[str, ...]) -> GemmPlan:
-    t = rung.tile
-    units = -(-problem.a.rows // (t.m * t.cluster)) * -(-problem.b.rows // t.n)
-    if rung.boxes:
-        units = min(units, device.multiprocessors // t.cluster)
+    tiles = -(-problem.a.rows // rung.tile.m) * -(-problem.b.rows // rung.tile.n)
     copies = (None, None) if name == "naive" else (_copy(problem.a, rung.boxes), _copy(problem.b, rung.boxes))
     return GemmPlan(
         problem=problem,
@@ -171,7 +168,7 @@ def _with_copies(problem: GemmProblem, name: str, rung: Rung, device: DeviceInfo
         kernel=rung,
         device=device,
         copies=copies,
-        grid=units * t.cluster,
+        grid=min(tiles, device.multiprocessors) if rung.boxes else tiles,
     )
 
 

@@ -25,7 +25,7 @@ static_assert(kRingBytes == INTFA_SHARED_BYTES, "cupy_intfa counts other bytes o
 extern "C" __global__ void __launch_bounds__(kBlock, 2) gemm_dp4a(const GemmParams p) {
     extern __shared__ __align__(128) u8 shared_bytes[];
     const u32 shared = shared_address(shared_bytes);
-    const Tile tile = tile_of<kBm>(p, blockIdx.x);
+    const Tile tile = tile_of(p, blockIdx.x);
     const s32 lane = threadIdx.x % 32, half = lane / 16, first = threadIdx.x / 32 * 16 + half;
 
     s32 sum[kLaneRows][kLaneColumns];

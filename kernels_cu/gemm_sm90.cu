@@ -9,14 +9,13 @@
 //             tiles side by side (ptx_mma.cuh).
 // Shared map  kRing x { A [128][128], B [256][128] }, swizzled by their tensor maps, then a pair of barriers per stage.
 // Pipeline    consumers step i | copies up to i + kRing - 1 | products of i in flight | stage of i - 1 is given back
-// Sync        a pair of mbarriers per stage: full (copies have landed), empty (all warps have left). In a cluster of
-//             two blocks, one below the other, each brings half of B to both: a stage is empty when both have left.
+// Sync        a pair of mbarriers per stage: full (copies have landed), empty (all warps have left).
 // Numerics    int32, exact; gemm_epilogue.cuh.
 // Edges       what a box brings from beyond a matrix is zero; elements beyond the output are not stored.
 // Limits      k a multiple of 16, rows of a and b without gaps.
 // Twin        cupy_intfa.gemm on NumPy arrays.
 #include "intfa/gemm_epilogue.cuh"
-#include "intfa/gemm_cluster.cuh"
+#include "intfa/ptx_bulk.cuh"
 #include "intfa/ptx_copy.cuh"
 #include "intfa/ptx_wgmma.cuh"
 
@@ -32,36 +31,34 @@ static_assert(kRingBytes + 16 * kRing == INTFA_SHARED_BYTES,
 __device__ __forceinline__ u32 stage_full(u32 shared, u32 i) { return shared + kBarriersAt + 16 * i; }
 __device__ __forceinline__ u32 stage_empty(u32 shared, u32 i) { return stage_full(shared, i) + 8; }
 
-__device__ __forceinline__ s32 clusters_of_tiles(const GemmParams& p) {
-    return tiles_of(p.m, kCluster * kBm) * tiles_of(p.n, kBn);
+__device__ __forceinline__ s32 all_tiles(const GemmParams& p) {
+    return tiles_of(p.m, kBm) * tiles_of(p.n, kBn);
 }
 
 // One thread: brings the stages of every tile, as they become free.
 __device__ __forceinline__ void produce(const GemmParams& p, const TensorMap& a_map, const TensorMap& b_map,
                                         u32 shared) {
-    const s32 rank = cluster_rank(), all = clusters_of_tiles(p), steps = tiles_of(p.k, kBk);
-    constexpr s32 kShare = kBn / kCluster;  // columns of B that this block brings
+    const s32 all = all_tiles(p), steps = tiles_of(p.k, kBk);
     u32 turn = 0;
-    for (s32 i = blockIdx.x / kCluster; i < all; i += gridDim.x / kCluster) {
-        const Tile tile = tile_of<kCluster * kBm>(p, i);
+    for (s32 i = blockIdx.x; i < all; i += gridDim.x) {
+        const Tile tile = tile_of(p, i);
         for (s32 step = 0; step < steps; ++step, ++turn) {
             const u32 stage = turn % kRing, full = stage_full(shared, stage), to = shared + stage * kPart;
             barrier_wait(stage_empty(shared, stage), turn / kRing % 2 ^ 1);
             barrier_expect(full, kPart);
-            copy_box(to, a_map, step * kBk, tile.row + rank * kBm, full);
-            copy_box_to_all(to + kPartA + rank * kShare * kBk, b_map, step * kBk, tile.column + rank * kShare,
-                            full);
+            copy_box(to, a_map, step * kBk, tile.row, full);
+            copy_box(to + kPartA, b_map, step * kBk, tile.column, full);
         }
     }
 }
 
 __device__ __forceinline__ void consume(const GemmParams& p, u32 shared, s32 warp) {
-    const s32 rank = cluster_rank(), all = clusters_of_tiles(p), steps = tiles_of(p.k, kBk);
+    const s32 all = all_tiles(p), steps = tiles_of(p.k, kBk);
     const u64 a_tiles = tile_at<kBk>(shared + warp / 4 * 64 * kBk), b_tiles = tile_at<kBk>(shared + kPartA);
     const bool is_first = threadIdx.x % 32 == 0;
     u32 turn = 0;
-    for (s32 i = blockIdx.x / kCluster; i < all; i += gridDim.x / kCluster) {
-        const Tile tile = tile_of<kCluster * kBm>(p, i);
+    for (s32 i = blockIdx.x; i < all; i += gridDim.x) {
+        const Tile tile = tile_of(p, i);
         s32 sum[32][4];
         for (s32 step = 0; step < steps; ++step, ++turn) {
             const u32 stage = turn % kRing;
@@ -74,19 +71,19 @@ __device__ __forceinline__ void consume(const GemmParams& p, u32 shared, s32 war
             }
             wgmma_commit();
             wgmma_wait<1>();
-            if (step > 0 && is_first) barrier_arrive_at_all(stage_empty(shared, (turn - 1) % kRing));
+            if (step > 0 && is_first) barrier_arrive(stage_empty(shared, (turn - 1) % kRing));
         }
         wgmma_wait<0>();
-        if (is_first) barrier_arrive_at_all(stage_empty(shared, (turn - 1) % kRing));
+        if (is_first) barrier_arrive(stage_empty(shared, (turn - 1) % kRing));
 #pragma unroll
         for (s32 n = 0; n < 32; ++n)
 #pragma unroll
             for (s32 e = 0; e < 4; ++e) asm volatile("" : "+r"(sum[n][e])::"memory");
-        store_tiles(p, sum, tile.row + rank * kBm + 16 * warp, tile.column);
+        store_tiles(p, sum, tile.row + 16 * warp, tile.column);
     }
 }
 
-extern "C" __global__ void INTFA_CLUSTER_SHAPE __launch_bounds__(kBlock + 128, 1)
+extern "C" __global__ void __launch_bounds__(kBlock + 128, 1)
     gemm_sm90(const __grid_constant__ GemmParams p, const __grid_constant__ TensorMap a_map,
               const __grid_constant__ TensorMap b_map) {
     extern __shared__ __align__(1024) u8 shared_bytes[];
@@ -95,11 +92,11 @@ extern "C" __global__ void INTFA_CLUSTER_SHAPE __launch_bounds__(kBlock + 128, 1
     if (threadIdx.x == 0) {
         for (u32 i = 0; i < kRing; ++i) {
             barrier_init(stage_full(shared, i), 1);
-            barrier_init(stage_empty(shared, i), kCluster * kConsumerWarps);
+            barrier_init(stage_empty(shared, i), kConsumerWarps);
         }
         barrier_init_done();
     }
-    cluster_sync();
+    __syncthreads();
     if (warp < 4) {
         give_registers<kProducerRegisters>();
         if (threadIdx.x == 0) produce(p, a_map, b_map, shared);
@@ -108,5 +105,4 @@ extern "C" __global__ void INTFA_CLUSTER_SHAPE __launch_bounds__(kBlock + 128, 1
         take_registers<kConsumerRegisters>();
         consume(p, shared, warp - 4);
     }
-    if constexpr (kCluster > 1) cluster_sync();  // nobody leaves while another arrives at its barriers
 }

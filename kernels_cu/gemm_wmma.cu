@@ -26,7 +26,7 @@ static_assert(kRingBytes == INTFA_SHARED_BYTES, "cupy_intfa counts other bytes o
 extern "C" __global__ void __launch_bounds__(kBlock) gemm_wmma(const __grid_constant__ GemmParams p) {
     extern __shared__ __align__(128) u8 shared_bytes[];
     const u32 shared = shared_address(shared_bytes);
-    const Tile tile = tile_of<kBm>(p, blockIdx.x);
+    const Tile tile = tile_of(p, blockIdx.x);
     const s32 lane = threadIdx.x % 32, warp = uniform(threadIdx.x / 32);
     const s32 first_row = warp / kWarpsN * 16 * kTilesM, first_column = warp % kWarpsN * 16 * kTilesN;
 

@@ -23,9 +23,6 @@
 #ifndef INTFA_WARPS_N
 #define INTFA_WARPS_N 2  // and along its columns
 #endif
-#ifndef INTFA_CLUSTER
-#define INTFA_CLUSTER 1  // blocks that share their columns of B (sm_90a): 1 or 2
-#endif
 #ifndef INTFA_TRANSPOSE
 #define INTFA_TRANSPOSE 0  // gemm_pack: 1: the rows of the source are what lies side by side
 #endif
@@ -41,7 +38,6 @@ constexpr s32 kBk = INTFA_TILE_K;
 constexpr s32 kRing = INTFA_RING;
 constexpr s32 kWarpsM = INTFA_WARPS_M;
 constexpr s32 kWarpsN = INTFA_WARPS_N;
-constexpr s32 kCluster = INTFA_CLUSTER;
 constexpr bool kTranspose = INTFA_TRANSPOSE;
 constexpr bool kWords = INTFA_VECTOR;
 
@@ -53,4 +49,3 @@ static_assert(kOut == kFloat16 || kOut == kBFloat16 || kOut == kFloat32 || kOut 
               "INTFA_OUT: float16, bfloat16, float32 or int32");
 static_assert(kBk % 32 == 0, "INTFA_TILE_K: whole instructions of 32 bytes of depth");
 static_assert(kRing >= 2, "INTFA_RING: a stage is filled while another is read");
-static_assert(kCluster == 1 || kCluster == 2, "INTFA_CLUSTER: a block alone, or a pair");

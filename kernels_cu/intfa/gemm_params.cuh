@@ -26,13 +26,11 @@ struct Tile {
     s32 row, column;
 };
 
-__device__ __forceinline__ s32 tiles_of(s32 length, s32 tile) { return (length + tile - 1) / tile; }
+__device__ __forceinline__ constexpr s32 tiles_of(s32 length, s32 tile) { return (length + tile - 1) / tile; }
 
-// kRows: rows of the unit that is walked, a tile or the tiles of a cluster.
-template <s32 kRows>
 __device__ __forceinline__ Tile tile_of(const GemmParams& p, s32 index) {
-    const s32 rows = tiles_of(p.m, kRows), columns = tiles_of(p.n, kBn);
+    const s32 rows = tiles_of(p.m, kBm), columns = tiles_of(p.n, kBn);
     const s32 band = index / (p.raster * columns), first = band * p.raster;
     const s32 height = min(p.raster, rows - first), rest = index - first * columns;
-    return {(first + rest % height) * kRows, rest / height * kBn};
+    return {(first + rest % height) * kBm, rest / height * kBn};
 }
