@@ -1,6 +1,8 @@
 """INT8 FlashAttention in CUDA C++, compiled at run time by CuPy, driven from NumPy-style Python."""
 
 from cupy_intfa.attention import attention, attention_quantized, explain, quantize_qkv
+from cupy_intfa.encoder import Encoder
+from cupy_intfa.encoder_bert import read_bert
 from cupy_intfa.gemm import explain_int8_matmul, int8_matmul
 from cupy_intfa.gemm_plan import GemmPlan
 from cupy_intfa.linear import QuantizedLinear
@@ -14,6 +16,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "PRESETS",
+    "Encoder",
     "GemmPlan",
     "Plan",
     "QuantizedLinear",
@@ -28,5 +31,6 @@ __all__ = [
     "get_recipe",
     "int8_matmul",
     "quantize_qkv",
+    "read_bert",
     "simulate",
 ]

