@@ -1,4 +1,4 @@
-"""The command line: ``python -m cupy_intfa demo | info | check | explain | simulate | bench``."""
+"""The command line: ``python -m cupy_intfa demo | info | check | explain | simulate | bench | study``."""
 
 from __future__ import annotations
 
@@ -32,8 +32,9 @@ from cupy_intfa.recipe import DEFAULT_RECIPE, PRESETS, get_recipe
 from cupy_intfa.selftest import self_test
 from cupy_intfa.simulate import simulate
 from cupy_intfa.simulator import ARCHITECTURES, DEFAULT_ARCH, simulated_device
+from cupy_intfa.study import command as study_command
 
-_REFUSALS = (ValueError, NotImplementedError, OSError, SimulationError, PtxError, CompileError)
+_REFUSALS = (ValueError, NotImplementedError, OSError, ImportError, SimulationError, PtxError, CompileError)
 _PICTURE = "cupy_intfa_demo.png"
 _RESULTS = "notebooks/results"
 
@@ -102,6 +103,10 @@ def _parser() -> argparse.ArgumentParser:
     simulation.add_argument("--kernel", choices=("cuda", *NAMED_KERNELS), default="cuda", help="default: the plan's")
 
     _add_bench(commands.add_parser("bench", help="speed and error against the rivals that are installed, as JSON"))
+
+    study = commands.add_parser("study", help="questions about the error, with their answers as JSON and figures")
+    study_command.add_arguments(study)
+    study.set_defaults(run=study_command.run)
 
     for command in (demo, check, explain):
         command.add_argument("--backend", choices=BACKENDS, default="auto")

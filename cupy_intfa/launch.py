@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import struct
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -87,19 +86,8 @@ def attention(
         *plan.numbers,
     )
     kernel: Any = load(cuda.source, cuda.defines, cuda.device.ordinal, cuda.shared_bytes)
-    maps = [make_map(*matrix) for matrix in tensor_matrices(cuda, workspace)] if cuda.boxes else ()
+    maps = [make_map(workspace + offset, *matrix) for offset, *matrix in cuda.matrices]
     kernel((cuda.grid,), (cuda.threads,), (by_value(packed), *maps), shared_mem=cuda.shared_bytes)
-
-
-def tensor_matrices(cuda: CudaPlan, workspace: int) -> list[tuple[int, int, int, int, int, int]]:
-    """Say what tensor maps describe: address, bytes per element, rows, columns, rows and columns of a box."""
-    matrices = []
-    for box in cuda.boxes:
-        region = cuda.packing.regions[box.array]
-        *outer, columns = region.shape
-        size = region.dtype.itemsize
-        matrices.append((workspace + region.offset, size, math.prod(outer), columns, box.rows, box.columns))
-    return matrices
 
 
 def attention_numbers(problem: AttentionProblem, recipe: Recipe, packing: Packing) -> tuple[float, ...]:

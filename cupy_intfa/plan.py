@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any
@@ -67,6 +68,16 @@ class CudaPlan:
     def offsets(self) -> tuple[int, ...]:
         """Offsets of the attention kernel's arrays in the workspace."""
         return attention_offsets(self.packing)
+
+    @cached_property
+    def matrices(self) -> tuple[tuple[int, ...], ...]:
+        """Describe what tensor maps are of: offset, bytes per element, rows, columns, rows and columns of a box."""
+        found = []
+        for box in self.boxes:
+            region = self.packing.regions[box.array]
+            *outer, columns = region.shape
+            found.append((region.offset, region.dtype.itemsize, math.prod(outer), columns, box.rows, box.columns))
+        return tuple(found)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from typing import Any
 from cupy_intfa.attention import attention, attention_quantized, quantize_qkv
 from cupy_intfa.bench.cases import Case
 from cupy_intfa.bench.timing import Call
-from cupy_intfa.recipe import PRESETS
+from cupy_intfa.recipe import PRESETS, Recipe
 
 Inputs = tuple[Any, Any, Any]  # q, k, v: CuPy arrays (B, H, S, D)
 
@@ -92,13 +92,31 @@ def first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {text[0] if text else ''}"[:200]
 
 
-def _prepare(preset: str, case: Case, inputs: Inputs) -> Forms:
-    qkv = quantize_qkv(*inputs, recipe=preset, backend="cuda")
+def make_contender(name: str, recipe: str | Recipe) -> Contender:
+    """Let a recipe of ours compete.
+
+    Parameters
+    ----------
+    name : str
+        Its row in the tables.
+    recipe : str or Recipe
+        As in `attention`.
+
+    Returns
+    -------
+    Contender
+        On the GPU, by the kernel that the plan takes.
+    """
+    return Contender(name, None, partial(_prepare, recipe))
+
+
+def _prepare(recipe: str | Recipe, case: Case, inputs: Inputs) -> Forms:
+    qkv = quantize_qkv(*inputs, recipe=recipe, backend="cuda")
     return Forms(
         kernel=partial(attention_quantized, qkv, is_causal=case.causal, backend="cuda"),
-        e2e=partial(attention, *inputs, is_causal=case.causal, recipe=preset, backend="cuda"),
+        e2e=partial(attention, *inputs, is_causal=case.causal, recipe=recipe, backend="cuda"),
     )
 
 
-OURS: tuple[Contender, ...] = tuple(Contender(preset, None, partial(_prepare, preset)) for preset in PRESETS)
+OURS: tuple[Contender, ...] = tuple(make_contender(preset, preset) for preset in PRESETS)
 """Every preset, under its own name."""

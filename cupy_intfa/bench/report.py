@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from cupy_intfa.bench.cases import Case
 from cupy_intfa.bench.timing import Timing
@@ -177,12 +177,23 @@ def load_reports(folder: Path) -> tuple[Report, ...]:
     return tuple(from_json(one) for one in stored if "suite" in one)
 
 
-def save_report(report: Report, folder: Path) -> Path:
+class Saveable(Protocol):
+    """What can be written as JSON: a report of the benchmark, or of a study."""
+
+    @property
+    def file_name(self) -> str:
+        """Where, inside the folder."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the types of JSON."""
+
+
+def save_report(report: Saveable, folder: Path) -> Path:
     """Write a report.
 
     Parameters
     ----------
-    report : Report
+    report : Saveable
         What to write.
     folder : Path
         Made if it is not there.

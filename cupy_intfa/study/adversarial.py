@@ -1,0 +1,239 @@
+"""Study: inputs made to hurt, and which recipe breaks on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cupy_intfa.bench.accuracy import to_host
+from cupy_intfa.bench.cases import Case
+from cupy_intfa.bench.contenders import Contender, first_line
+from cupy_intfa.bench.rivals import RIVALS
+from cupy_intfa.data.families import make_qkv
+from cupy_intfa.metrics import Comparison, compare
+from cupy_intfa.study.errors import Samples, Trial, make_trial, name_kernel, run_trials, study_recipes
+from cupy_intfa.study.study import Pivot, Row, Rows, Study, distinct, one, pick
+
+Inputs = tuple[NDArray[Any], NDArray[Any], NDArray[Any]]
+BROKEN = 0.1  # relative RMSE: a tenth of the output is error
+COMPARED = ("FA3 fp8", "SageAttention 2")
+DOMINANT_LOGIT = 12.0  # e¹² = 160 000 times an average key
+
+
+def dominant_key(seed: int, **shape: Any) -> Inputs:
+    """Draw N(0, 1) with one key, a third down the row, that every query attends to.
+
+    Parameters
+    ----------
+    seed : int
+        Of the draw.
+    **shape
+        As in `make_qkv`.
+
+    Returns
+    -------
+    tuple of ndarray
+        q, k and v.
+    """
+    q, k, v = make_qkv("normal", seed=seed, **shape)
+    # Queries lean √D along the first axis, so that x on that axis of a key adds x to its logit.
+    q[..., 0] += np.float32(shape["head_dim"] ** 0.5)
+    k[:, :, shape["kv_len"] // 3, 0] += np.float32(DOMINANT_LOGIT)
+    return q, k, v
+
+
+def heavy_tails(seed: int, **shape: Any) -> Inputs:
+    """Draw from Student's t of three degrees of freedom, the fewest that have a variance.
+
+    Parameters
+    ----------
+    seed : int
+        Of the draw.
+    **shape
+        As in `make_qkv`.
+
+    Returns
+    -------
+    tuple of ndarray
+        q, k and v.
+    """
+    rng = np.random.default_rng(seed)
+    lengths = (shape["q_len"], shape["kv_len"], shape["kv_len"])
+    drawn = (rng.standard_t(3.0, (1, shape["heads"], length, shape["head_dim"])) for length in lengths)
+    q, k, v = (x.astype(np.float32) for x in drawn)
+    return q, k, v
+
+
+def scaled(factors: tuple[float, float, float], seed: int, **shape: Any) -> Inputs:
+    """Draw N(0, 1) and multiply q, k and v.
+
+    Parameters
+    ----------
+    factors : tuple of float
+        Of q, k and v.
+    seed : int
+        Of the draw.
+    **shape
+        As in `make_qkv`.
+
+    Returns
+    -------
+    tuple of ndarray
+        q, k and v.
+    """
+    q, k, v = (x * np.float32(f) for x, f in zip(make_qkv("normal", seed=seed, **shape), factors, strict=True))
+    return q, k, v
+
+
+def _family(name: str, seed: int, **shape: Any) -> Inputs:
+    return make_qkv(name, seed=seed, **shape)
+
+
+CASES: Mapping[str, Callable[..., Inputs]] = {
+    "normal": partial(_family, "normal"),
+    "sink first": partial(_family, "sink_first"),
+    "one dominant key": dominant_key,
+    "outliers": partial(_family, "outlier"),
+    "heavy tails": heavy_tails,
+    "outlier tokens": partial(_family, "outlier_token"),
+    "constant rows": partial(_family, "constant_rows"),
+    "scores × 10": partial(scaled, (10.0, 1.0, 1.0)),
+    "scores × 100": partial(scaled, (100.0, 1.0, 1.0)),
+    "all × 100": partial(scaled, (100.0, 100.0, 100.0)),
+    "V × 100": partial(scaled, (1.0, 1.0, 100.0)),
+}
+
+
+def _measure(settings: Samples, backend: str) -> Iterator[Row]:
+    """Measure every recipe, and the rivals that can be imported, on every case."""
+    rivals = [contender for contender in RIVALS if contender.name in COMPARED]
+    for name in settings.data:
+        # Rounded to float16, which the rivals read, so that all see the same values.
+        inputs = [tuple(x.astype(np.float16) for x in CASES[name](seed, **settings.shape)) for seed in settings.seeds]
+        trials = [make_trial(*one_input) for one_input in inputs]
+        for recipe_name, recipe in study_recipes().items():
+            outs = run_trials(recipe, trials, backend)
+            found = [compare(out, t.exact) for out, t in zip(outs, trials, strict=True)]
+            ran = name_kernel(recipe, trials, backend)
+            yield {"case": name, "recipe": recipe_name, **damage(found), "missing": None, "ran": ran}
+        for rival in rivals:
+            yield {"case": name, "recipe": rival.name, **_ask(rival, trials), "ran": rival.name}
+
+
+def damage(comparisons: Sequence[Comparison]) -> dict[str, float | int | None]:
+    """Summarise comparisons of which some may not be finite.
+
+    Parameters
+    ----------
+    comparisons : sequence of Comparison
+        One for each trial.
+
+    Returns
+    -------
+    dict
+        Mean and spread of the relative RMSE of the trials that are finite, None if none is; and under ``not_finite``
+        how many are not, where the exact output is.
+
+    Examples
+    --------
+    >>> damage([compare([1.0], [2.0]), compare([float("nan")], [2.0])])
+    {'relative_rmse': 0.5, 'relative_rmse_spread': 0.0, 'not_finite': 1}
+    """
+    errors = [comparison.relative_rmse for comparison in comparisons if comparison.non_finite is None]
+    return {
+        "relative_rmse": fmean(errors) if errors else None,
+        "relative_rmse_spread": max(errors) - min(errors) if errors else None,
+        "not_finite": len(comparisons) - len(errors),
+    }
+
+
+def _ask(rival: Contender, trials: Sequence[Trial]) -> Row:
+    """Run a rival where it can be imported, or say why it was not run."""
+    nothing = {"relative_rmse": None, "relative_rmse_spread": None, "not_finite": 0}
+    if reason := rival.missing():
+        return {**nothing, "missing": reason}
+    try:
+        found = [compare(_run(rival, trial), trial.exact) for trial in trials]
+    except Exception as error:  # a rival may raise anything, and the others must still be measured
+        return {**nothing, "missing": first_line(error)}
+    return {**damage(found), "missing": None}
+
+
+def _run(rival: Contender, trial: Trial) -> NDArray[Any]:
+    import cupy
+
+    batch, heads, q_len, head_dim = trial.q.shape
+    kv_len = trial.k.shape[2]
+    case = Case(batch=batch, heads=heads, kv_heads=heads, q_len=q_len, kv_len=kv_len, head_dim=head_dim)
+    q, k, v = (cupy.asarray(x.astype(np.float16)) for x in (trial.q, trial.k, trial.v))
+    forms = rival.prepare(case, (q, k, v))
+    return to_host(forms.decode(next(iter(forms.named.values()))()))
+
+
+def is_broken(row: Row) -> bool:
+    """Tell whether a recipe broke: NaN or infinity, or more error than `BROKEN`.
+
+    Parameters
+    ----------
+    row : mapping
+        Of this study.
+
+    Returns
+    -------
+    bool
+        False for what was not measured.
+
+    Examples
+    --------
+    >>> is_broken({"not_finite": 0, "relative_rmse": 0.02}), is_broken({"not_finite": 1, "relative_rmse": None})
+    (False, True)
+    """
+    return row["not_finite"] > 0 or (row["relative_rmse"] is not None and row["relative_rmse"] > BROKEN)
+
+
+def _findings(rows: Rows) -> Iterator[str]:
+    """Say what breaks on each case."""
+    for case in distinct(rows, "case"):
+        measured = [row for row in pick(rows, case=case) if row["missing"] is None]
+        broken = [f"`{row['recipe']}` {_written(row)}" for row in measured if is_broken(row)]
+        default = one(measured, "relative_rmse", recipe="fast")
+        yield f"{case}: broken {', '.join(broken) or 'nothing'}; the default errs by {default:.3g}."
+    missing = {row["recipe"]: row["missing"] for row in rows if row["missing"]}
+    for name, reason in missing.items():
+        yield f"{name} was not run ({reason}); of FP8 the preset `fp8_e4m3` is what stands here."
+
+
+def _written(row: Row) -> str:
+    return "not finite" if row["relative_rmse"] is None else f"{row['relative_rmse']:.3g}"
+
+
+STUDY = Study(
+    name="adversarial",
+    question="Which recipe breaks on inputs made to hurt, and by how much?",
+    setup=(
+        "Eleven sets, from N(0, 1) to scores that leave one key alone, rounded to float16. Relative RMSE against "
+        f"float64 of the rounded inputs; more than {BROKEN} counts as broken. FlashAttention-3 in fp8 and "
+        "SageAttention 2 see the same inputs where they can be imported."
+    ),
+    limits=(
+        "Where scores are hundreds of nats apart, attention picks one key, and an error of half a per cent in a score "
+        "can pick another: that is a limit of eight bits in Q·Kᵀ, not of a recipe. The preset fp8_e4m3 is not "
+        "FlashAttention-3: it has the same formats and one scale per head, but other tiles."
+    ),
+    sizes={
+        "quick": Samples(data=tuple(CASES), heads=1, queries=16, keys=256, seeds=(0, 1)),
+        "small": Samples(data=tuple(CASES), keys=4096),
+        "full": Samples(data=tuple(CASES), heads=4, queries=256, keys=8192),
+    },
+    measure=_measure,
+    keys=("case", "recipe"),
+    values=("relative_rmse", "relative_rmse_spread", "not_finite", "missing", "ran"),
+    findings=_findings,
+    table=Pivot(rows=("case",), columns=("recipe",), value="relative_rmse"),
+    packages=tuple(rival.package for rival in RIVALS if rival.name in COMPARED and rival.package),
+)
