@@ -111,8 +111,10 @@ def test_running_reference_of_the_paper_breaks_on_sinks_and_the_default_does_not
         assert "paper" in broken
         assert not broken & {"fast", "precise", "half"}
     assert all(row["not_finite"] == 0 for row in rows)
-    of_one_key = {row["recipe"] for row in pick(rows, case="all × 100") if adversarial.is_broken(row)}
-    assert of_one_key == {*study_recipes()} - {"fp16"}  # thousands of nats apart: no 8-bit score is good enough
+    measured = [row for row in pick(rows, case="all × 100") if row["relative_rmse"] is not None]
+    assert {row["recipe"] for row in measured} >= {*study_recipes()}
+    fine = {row["recipe"] for row in measured if not adversarial.is_broken(row)}
+    assert fine == {"fp16"}  # thousands of nats apart: no 8-bit score is good enough, of a rival neither
 
 
 def test_levels_of_p_and_its_reference_are_what_the_paper_loses_by() -> None:

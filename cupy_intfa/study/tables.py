@@ -79,12 +79,14 @@ def format_value(value: Any) -> str:
 
     Examples
     --------
-    >>> [format_value(x) for x in (0.012345, 1234567, None, "emulator")]
-    ['0.0123', '1234567', '–', 'emulator']
+    >>> [format_value(x) for x in (0.012345, 1254.6, 1234567, None, "emulator")]
+    ['0.0123', '1255', '1234567', '–', 'emulator']
     """
     if value is None:
         return _NONE
-    return f"{value:#.3g}".removesuffix(".") if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:.0f}" if abs(value) >= 999.5 else f"{value:#.3g}".removesuffix(".")
+    return str(value)
 
 
 def format_keys(keys: int) -> str:

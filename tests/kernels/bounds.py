@@ -45,9 +45,9 @@ class Arithmetic:
 
     ``folds_bias``: where K has one scale per group, scores stay 12582912 too large up to the exponent, whose constant
     takes it off again and is rounded for it, in rows whose largest c·s_k is 2.4·10⁻⁴ at most. ``sums_halves``: an
-    exact row sum, and in a chain every row sum of a float P, adds P rounded to float16, ``"pairs"`` of keys j and j + 8 that are rounded once more where P has 8
-    bits, or ``"chain"``: those pairs one after the other through the tile, in float16. ``cubic`` n: the first of every
-    n groups of 16 keys has P from a polynomial (`cubic_exp2`).
+    exact row sum adds P rounded to float16, ``"pairs"`` of keys j and j + 8 that are rounded once more where P has 8
+    bits, or ``"chain"``: those pairs one after the other through the tile, in float16, which every row sum of a float P
+    does. ``cubic`` n: the first of every n groups of 16 keys has P from a polynomial (`cubic_exp2`).
     """
 
     folds_bias: bool = False
