@@ -1,7 +1,8 @@
 """Write the tables of README.md between their markers, from what was measured and from the presets themselves.
 
 Errors come from ``notebooks/results/accuracy.json``, which ``--measure`` writes anew (NumPy, some seconds); speeds from
-the reports beside it, which ``python -m cupy_intfa bench`` writes on a machine with a GPU.
+the reports beside it, which ``python -m cupy_intfa bench`` writes on a machine with a GPU; what the studies found, and
+two pictures, from those of ``python -m cupy_intfa study``.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import date
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +24,15 @@ from cupy_intfa.bench.tables import make_table
 from cupy_intfa.demo import FULL, run_demo
 from cupy_intfa.environment import environment
 from cupy_intfa.recipe import DEFAULT_RECIPE, PRESETS, Recipe
+from cupy_intfa.study.plots import draw
+from cupy_intfa.study.registry import STUDIES
+from cupy_intfa.study.report import load_study
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 RESULTS = ROOT / "notebooks" / "results" / "accuracy.json"
+PICTURES = ("length", "speed")
+STUDIED = {"error_tables": 2, "length": 2, "adversarial": 4, "v_quantisation": 2, "memory": 2}  # findings of each
 
 
 def measure() -> dict[str, Any]:
@@ -107,6 +114,20 @@ def speed_tables(reports: Sequence[Report]) -> str:
     return "\n\n".join(dict.fromkeys(blocks + stamps))
 
 
+def study_sentences() -> str:
+    """Say what the studies found, in sentences that each makes of its rows."""
+    blocks = []
+    for name, count in STUDIED.items():
+        study = STUDIES[name]
+        blocks += [
+            f"*{study.question}*",
+            "",
+            *(f"- {text}" for text in islice(study.findings(load_study(name).rows), count)),
+            "",
+        ]
+    return "\n".join(blocks).rstrip()
+
+
 def preset_table() -> str:
     """Describe the presets."""
     head = [
@@ -154,6 +175,7 @@ def render(readme: str, results: dict[str, Any], reports: Sequence[Report]) -> s
         "growth": growth_sentence(results),
         "presets": preset_table(),
         "speed": speed_tables(reports),
+        "study": study_sentences(),
     }
     for name, text in texts.items():
         block = re.compile(rf"(<!-- table:{name} -->\n).*?(<!-- /table -->)", flags=re.DOTALL)
@@ -178,6 +200,8 @@ def main() -> int:
         print("README.md is up to date" if old == new else "README.md is not: run python tools/update_readme.py")
         return int(old != new)
     README.write_text(new, encoding="utf-8")
+    for name in PICTURES:
+        draw(load_study(name)).savefig(RESULTS.parent / f"study_{name}.png", dpi=100)
     return 0
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping
 from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
@@ -103,33 +104,37 @@ def _v_quantisation(rows: Rows) -> Figure:
     """Draw error by scheme, a panel for each reference of P; then error and speed, for the schemes that have one."""
     references, data = distinct(rows, "reference"), distinct(rows, "data")
     figure, panels = make_panels(len(references) + 1, width=4.2, height=4.8)
+    numbers: dict[tuple[str, str], int] = {}
     for panel, reference in zip(panels, references, strict=False):
         found = pick(rows, reference=reference)
         schemes = distinct(found, "scheme")
         for name, marker in zip(data, cycle(MARKERS), strict=False):
             errors = [one(found, "relative_rmse", data=name, scheme=scheme) for scheme in schemes]
             panel.plot(range(len(schemes)), errors, marker, markersize=5, label=name)
-        panel.set_xticks(range(len(schemes)), schemes, rotation=60, horizontalalignment="right", fontsize="small")
+        numbers |= {(reference, scheme): len(numbers) + i for i, scheme in enumerate(schemes, 1)}
+        named = [f"{scheme}  {numbers[reference, scheme]}" for scheme in schemes]
+        panel.set_xticks(range(len(schemes)), named, rotation=60, horizontalalignment="right", fontsize="small")
         panel.set(yscale="log", title=f"P relative to the {reference} maximum")
         panel.grid(alpha=0.3)
     panels[0].set_ylabel("relative RMSE against float64")
-    _pareto(panels[-1], rows, data)
+    _pareto(panels[-1], rows, numbers)
     add_legend(figure, panels[0])
     return figure
 
 
-def _pareto(panel: Any, rows: Rows, data: Sequence[str]) -> None:
-    """Draw error over speed; a column of marks is a scheme."""
-    timed = [row for row in rows if row["tops"] is not None]
-    for name, marker in zip(data, cycle(MARKERS), strict=False):
-        found = pick(timed, data=name)
-        panel.plot([r["tops"] for r in found], [r["relative_rmse"] for r in found], marker, markersize=5)
-    for row in {(r["reference"], r["scheme"]): r for r in timed}.values():
-        label = f"{row['scheme']} ({row['reference']})"
-        place = {"transform": panel.get_xaxis_transform(), "rotation": 90, "horizontalalignment": "right"}
-        panel.text(row["tops"], 0.02, label, fontsize="x-small", **place)
+def _pareto(panel: Any, rows: Rows, numbers: Mapping[tuple[str, str], int]) -> None:
+    """Draw the error over the speed: a mark for each scheme, its geometric mean over the data, by its number."""
+    for (reference, scheme), number in numbers.items():
+        found = [row for row in pick(rows, reference=reference, scheme=scheme) if row["tops"] is not None]
+        if not found:
+            continue
+        error = math.exp(sum(math.log(row["relative_rmse"]) for row in found) / len(found))
+        inside = "white" if reference == "tile" else "black"
+        panel.plot(found[0]["tops"], error, "o", markersize=5, color="black", markerfacecolor=inside)
+        panel.annotate(str(number), (found[0]["tops"], error), (3, 3), textcoords="offset points", fontsize="small")
     panel.margins(x=0.1)
-    panel.set(title="and speed, where a kernel has one", xlabel="TOPS")
+    panel.set(yscale="log", title="mean over the data, and speed where a kernel has one", xlabel="TOPS")
+    panel.title.set_fontsize("medium")
     panel.grid(alpha=0.3)
 
 
