@@ -4,12 +4,12 @@
 //             producer warpgroup and kWarps / 4 consumer warpgroups of 64 rows each.
 // Inputs      the packing (cupy_intfa/packing.py) through AttentionParams, and tensor maps of its q, k and v.
 // Outputs     out, any strides and float type; lse where asked for; o_flush as scratch for rows of > 65 536 keys.
-// Tiles       B_r = 128 rows, B_c = 64 or 128 keys, D padded to kD.
+// Tiles       B_r = 128 or 192 rows, B_c = 64 or 128 keys, D padded to kD.
 // Fragments   m64nNk32: warp w of a warpgroup owns rows 16w to 16w + 15, and a lane 4g + t of them what it owns of
 //             m16n8k32 tiles side by side (ptx_mma.cuh); S becomes A of the second product in place.
 // Shared map  kStages x { K [B_c][D], V [D][64] per 64 keys or float16 [B_c][D] }, kItemBuffers x { Q, scales and marks of
-//             its rows, scales and means of V }, kStages x scales of K and V, barriers (pipeline.cuh). Tiles lie in the
-//             swizzle of their tensor map.
+//             its rows, scales and means of V }, kStages x { scales of K and V, places of sorted keys }, barriers
+//             (pipeline.cuh). Tiles lie in the swizzle of their tensor map.
 // Pipeline    consumers  | Copy (producer)             | Q K^T        | softmax + quantise P | P V
 //             turn j     | up to j + kStages - 1       | j, in flight | j                    | j - 1, under the softmax
 // Sync        a pair of mbarriers per stage and per item buffer: full (copies have landed), empty (all warps have left).
@@ -19,8 +19,8 @@
 //             from the special function unit. O int32 across tiles while P is relative to the running maximum: a row whose
 //             maximum grows is rescaled alone. float32 O with a reference per tile or a scale of V per block, whose
 //             reference stays until a maximum is 2^20 times larger. An exact row sum adds P in float16, in a fixed order.
-// Edges       keys beyond kv_len and rows beyond q_len are padding; tiles no row sees are not visited, tiles that need
-//             no mask do not compute one.
+// Edges       keys beyond kv_len and rows beyond q_len are padding, or rows of the next head; tiles no row sees are not
+//             visited, tiles that need no mask do not compute one.
 // Limits      int8 Q and K; key_block 64; key_window 0 or 64; a float P relative to the running maximum.
 // Twin        cupy_intfa.reference.emulator.attention(key_tile=kBc).
 #include "intfa/config.cuh"

@@ -22,9 +22,7 @@ Run = Callable[[Path | None], None]
 CASE = Case(heads=2, kv_heads=1, q_len=70, kv_len=200, head_dim=64, is_causal=True, causal_alignment="bottom_right")
 
 
-def _attention(name: str, recipes: tuple[str, ...], case: Case) -> Run:
-    arch = "sm_90a" if name == "sm90" else "sm_80"
-
+def _attention(name: str, recipes: tuple[str, ...], case: Case, arch: str = "sm_80") -> Run:
     def run(folder: Path | None) -> None:
         for recipe in recipes:
             check_attention(Setting(name, arch, folder=folder, small=name == "sm90"), PRESETS[recipe], case)
@@ -48,7 +46,8 @@ RUNS: Mapping[str, Run] = MappingProxyType(
         "dp4a": _attention("dp4a", ("fast",), CASE),
         "sm80": _attention("sm80", ("fast", "precise"), CASE),
         "sm80-32": _attention("sm80", ("fast",), replace(CASE, head_dim=32)),
-        "sm90": _attention("sm90", ("paper", "half"), replace(CASE, kv_len=330)),
+        "sm80-mbarriers": _attention("sm80", ("fast",), replace(CASE, kv_len=700), "sm_90a"),
+        "sm90": _attention("sm90", ("paper", "half"), replace(CASE, kv_len=330), "sm_90a"),
         "quantise": _quantise(64),
         "quantise-96": _quantise(80),
     }
