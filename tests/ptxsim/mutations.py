@@ -436,7 +436,7 @@ MUTATIONS = (
     Mutation(
         "too few bytes are announced",
         "intfa/pipeline.cuh",
-        "barrier_expect(full, kStageBytes + kScaleBytes);",
+        "barrier_expect(full, kStageBytes + kPlacesAt + (p.key_index ? kBc : 0));",
         "barrier_expect(full, kStageBytes);",
         "race|mbarrier|deadlock",
         "sm90",
@@ -444,7 +444,7 @@ MUTATIONS = (
     Mutation(
         "too many bytes are announced",
         "intfa/pipeline.cuh",
-        "barrier_expect(full, kStageBytes + kScaleBytes);",
+        "barrier_expect(full, kStageBytes + kPlacesAt + (p.key_index ? kBc : 0));",
         "barrier_expect(full, kStageBytes + kScaleBytes + 16);",
         "deadlock",
         "sm90",
