@@ -89,7 +89,7 @@ class QuantizedLinear:
         Raises
         ------
         ValueError
-            If the last axis of x is not K.
+            If the last axis of x is not K, or its dtype not one of these.
 
         Examples
         --------
@@ -100,6 +100,8 @@ class QuantizedLinear:
         n, k = self.weight.shape
         if x.shape[-1:] != (k,):
             raise ValueError(f"x has shape {x.shape}: expected (..., {k})")
+        if dtype_name(x) not in ("float16", "bfloat16", "float32"):
+            raise ValueError(f"x has dtype {dtype_name(x)}: expected float16, bfloat16 or float32")
         rows = x.reshape(-1, k)
         product = self._by_integers(rows) if self.activations == "int8" else self._by_floats(rows)
         if self.bias is not None:
@@ -112,8 +114,6 @@ class QuantizedLinear:
     def _by_integers(self, rows: Array) -> Array:
         """Sum the products of the groups: in each, one scale per row of x and one per row of the weight."""
         xp, (n, k) = namespace_of(rows), self.weight.shape
-        if dtype_name(rows) not in ("float16", "bfloat16", "float32"):
-            raise ValueError(f"x has dtype {dtype_name(rows)}: expected float16, bfloat16 or float32")
         if len(rows) == 0 or n == 0 or k == 0:
             return xp.zeros((len(rows), n), np.float32)
         inputs = quantize_symmetric(rows, "int8", "row")

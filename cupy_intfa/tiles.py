@@ -80,17 +80,19 @@ def find_tile(capability: tuple[int, int], recipe: Recipe, head_dim: int, long_r
     >>> find_tile((9, 0), PRESETS["fast"], 128, False).rows
     64
     """
+    special = ""
     if recipe.pv in FLOAT8 or recipe.qk in FLOAT8:
         kind = "fp8"
     elif recipe.pv == "float16":
         kind = "fp16" if recipe.qk == "float16" else "half"
+        special = "half_group" if kind == "half" and recipe.k_granularity != "token" else ""
     elif integer_o(recipe):
-        kind = "long" if long_rows else "integer"
+        kind, special = "integer", "long" if long_rows else ""
     else:
         kind = "float_o_token" if recipe.k_granularity == "token" else "float_o"
     tiles = _TILES[_row_of(capability)]
-    if kind == "half" and recipe.k_granularity != "token" and head_dim in tiles.get("half_group", {}):
-        kind = "half_group"
+    if head_dim in tiles.get(special, {}):
+        kind = special
     return tiles.get(kind, {}).get(head_dim)
 
 
@@ -105,7 +107,8 @@ def _row_of(capability: tuple[int, int]) -> str:
     return "sm_90" if capability[0] == 9 else "sm_86"
 
 
-_Tiles = Mapping[str, Mapping[int, Tile]]
+# "long" and "half_group" hold only what differs from "integer" and "half".
+_Tiles = Mapping[str, Mapping[int, Tile | None]]
 
 _SM_100: _Tiles = {
     "integer": {
@@ -116,14 +119,7 @@ _SM_100: _Tiles = {
         192: Tile(1, 4, 64, 64, 3, 2),
         256: Tile(1, 4, 64, 64, 2, 2, q_shared=True),
     },
-    "long": {
-        32: Tile(1, 4, 64, 64, 3, 4),
-        64: Tile(1, 4, 64, 64, 3, 4, q_shared=True),
-        96: Tile(1, 4, 64, 64, 3, 3),
-        128: Tile(1, 4, 64, 64, 2, 3, q_shared=True),
-        192: Tile(1, 4, 64, 64, 3, 2),
-        256: Tile(1, 4, 64, 64, 2, 2, q_shared=True),
-    },
+    "long": {128: Tile(1, 4, 64, 64, 2, 3, q_shared=True)},
     "float_o": {
         32: Tile(1, 4, 64, 64, 3, 4),
         64: Tile(2, 4, 64, 64, 2, 2, q_shared=True),
@@ -167,6 +163,7 @@ _SM_100: _Tiles = {
 # What an H200 was measured to run faster: kernels_cu/README.md.
 _SM_90: _Tiles = {
     "integer": {64: Tile(1, 4, 128, 64, 3, 4, slack=1), 128: Tile(1, 4, 64, 64, 4, 3, slack=1)},
+    "long": {64: Tile(1, 4, 64, 64, 3, 4, q_shared=True)},
     "half_group": {128: Tile(2, 4, 64, 32, 4, 2, q_shared=True, slack=1)},
 }
 
@@ -179,12 +176,7 @@ _TILES: Mapping[str, _Tiles] = {
             128: Tile(1, 4, 64, 64, 2, 1),
             192: Tile(1, 4, 64, 32, 2, 1, q_shared=True),
         },
-        "long": {
-            32: Tile(1, 4, 64, 64, 3, 4),
-            64: Tile(1, 4, 64, 64, 2, 3),
-            96: Tile(1, 4, 64, 64, 2, 2),
-            128: Tile(1, 4, 64, 64, 3, 1),
-        },
+        "long": {128: Tile(1, 4, 64, 64, 3, 1), 192: None},
         "float_o": {
             32: Tile(1, 4, 64, 64, 3, 4),
             64: Tile(2, 4, 64, 64, 2, 2, q_shared=True),
@@ -218,14 +210,7 @@ _TILES: Mapping[str, _Tiles] = {
             192: Tile(1, 4, 64, 64, 3, 2),
             256: Tile(1, 4, 64, 64, 2, 2, q_shared=True),
         },
-        "long": {
-            32: Tile(1, 4, 64, 64, 3, 4),
-            64: Tile(1, 4, 64, 64, 3, 4),
-            96: Tile(1, 4, 64, 64, 3, 3),
-            128: Tile(1, 4, 64, 64, 3, 3, q_shared=True),
-            192: Tile(1, 4, 64, 64, 3, 2),
-            256: Tile(1, 4, 64, 64, 2, 2, q_shared=True),
-        },
+        "long": {64: Tile(1, 4, 64, 64, 3, 4), 128: Tile(1, 4, 64, 64, 3, 3, q_shared=True)},
         "float_o": {
             32: Tile(1, 4, 64, 64, 3, 4),
             64: Tile(2, 4, 64, 64, 2, 2, q_shared=True),
@@ -259,14 +244,6 @@ _TILES: Mapping[str, _Tiles] = {
     },
     "sm_86": {
         "integer": {
-            32: Tile(1, 4, 64, 64, 3, 4),
-            64: Tile(1, 4, 64, 64, 3, 4),
-            96: Tile(1, 4, 64, 64, 2, 3),
-            128: Tile(1, 4, 64, 64, 2, 2),
-            192: Tile(1, 4, 64, 64, 2, 2),
-            256: Tile(1, 4, 64, 64, 2, 1, q_shared=True),
-        },
-        "long": {
             32: Tile(1, 4, 64, 64, 3, 4),
             64: Tile(1, 4, 64, 64, 3, 4),
             96: Tile(1, 4, 64, 64, 2, 3),

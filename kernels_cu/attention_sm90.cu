@@ -69,7 +69,7 @@ struct Turn {
     float fall[2];            // log2 of the factor of what lies behind
     float weight[2];          // factor of the tile's own sums
     float sum[2];             // of the tile's P, so weighted
-    bool grew[2];             // whether a row of the warp has another alpha than 1
+    bool grew[2];             // whether any of these rows of the warp has grown
 };
 
 // Scores of a tile to their maxima: all that comes before P.

@@ -102,5 +102,6 @@ def test_refusals() -> None:
         QuantizedLinear(weight, activations="int4")
     with pytest.raises(ValueError, match="expected a matrix"):
         QuantizedLinear(quantize_symmetric(draw((3,), 0)))
-    with pytest.raises(ValueError, match="x has dtype float64"):
-        QuantizedLinear(weight)(draw((2, 8), 1, np.float64))
+    for activations in ("int8", "float"):
+        with pytest.raises(ValueError, match="x has dtype float64"):
+            QuantizedLinear(weight, activations=activations)(draw((2, 8), 1, np.float64))

@@ -13,6 +13,7 @@ from strategies import Array, seeds
 
 from cupy_intfa.quantize.affine import quantize_asymmetric, quantize_symmetric
 from cupy_intfa.quantize.calibration import post_training
+from cupy_intfa.quantize.formats import integers
 from cupy_intfa.quantize.observers import Statistics, observe
 from cupy_intfa.quantize.ranges import METHODS, _divergence, choose_range
 
@@ -141,7 +142,7 @@ def test_entropy_takes_the_smallest_divergence(format: str) -> None:
 
 
 @pytest.mark.parametrize("family", ["normal", "laplace", "outliers", "relu", "shifted"])
-@pytest.mark.parametrize("format", ["int8", "int4"])
+@pytest.mark.parametrize("format", ["int8", "int4", "uint8", "uint4"])
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_mse_is_near_the_best_of_a_search_on_the_data(family: str, format: str, symmetric: bool) -> None:
     """The histogram knows values to half a bin; its choice is at most 5 % worse than the best of 100 on the data."""
@@ -152,7 +153,7 @@ def test_mse_is_near_the_best_of_a_search_on_the_data(family: str, format: str, 
         limit = np.float32(share) * np.abs(x).max()
         low, high = np.maximum(x.min(keepdims=True), -limit), np.minimum(x.max(keepdims=True), limit)
         if symmetric:
-            scale = np.maximum(-low, high) / np.float32(127 if format == "int8" else 7)
+            scale = np.maximum(-low, high) / np.float32(integers(format).high)
             back = quantize_symmetric(x, format, scale=scale).dequantize()
         else:
             back = quantize_asymmetric(x, format, low=low, high=high).dequantize()

@@ -246,8 +246,11 @@ def test_what_cannot_be_is_refused() -> None:
             quantise(weight[:, :11], inputs)
         with pytest.raises(ValueError, match="expected a finite weight, got NaN or infinity"):
             quantise(np.where(weight > 1, np.float32(np.nan), weight), inputs)
-    with pytest.raises(ValueError, match="expected a signed format, got 'uint4'"):
-        gptq_quantize(weight, inputs, "uint4")
+    for quantise in (gptq_quantize, awq_quantize):
+        with pytest.raises(ValueError, match="expected a signed format, got 'uint4'"):
+            quantise(weight, inputs, "uint4")
+    with pytest.raises(ValueError, match="expected weights of outlier channels within 65504"):
+        decompose(weight * np.float32(1e6), inputs, threshold=1e-6)
     with pytest.raises(ValueError, match="expected a damping above 0, got 0"):
         gptq_quantize(weight, inputs, damping=0)
     with pytest.raises(ValueError, match=r"expected a strength from 0 to 1, got 1\.5"):

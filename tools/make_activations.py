@@ -13,7 +13,7 @@ import argparse
 import hashlib
 import importlib.util
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,7 +90,9 @@ def token_ids(model: Model, text: str, limit: int) -> NDArray[np.int64]:
     return np.array(model.tokenizer.encode(text).ids, dtype=np.int64)
 
 
-def forward(model: Model, ids: NDArray[np.int64]) -> tuple[Array, list[tuple[Array, Array, Array]]]:
+def forward(
+    model: Model, ids: NDArray[np.int64], see: Callable[[str, Array], None] | None = None
+) -> tuple[Array, list[tuple[Array, Array, Array]]]:
     """Run the encoder.
 
     Parameters
@@ -99,6 +101,8 @@ def forward(model: Model, ids: NDArray[np.int64]) -> tuple[Array, list[tuple[Arr
         Weights and tokenizer.
     ids : (texts, tokens) int64
         Word pieces, all of one length: there is no padding and so no mask.
+    see : callable, optional
+        Gets the name of each linear layer's weight, and what the layer multiplies by it.
 
     Returns
     -------
@@ -110,6 +114,8 @@ def forward(model: Model, ids: NDArray[np.int64]) -> tuple[Array, list[tuple[Arr
     weights = model.weights
 
     def linear(x: Array, name: str) -> Array:
+        if see:
+            see(f"{name}.weight", x)
         product: Array = x @ weights[f"{name}.weight"].T.astype(np.float64)
         return product + weights[f"{name}.bias"]
 

@@ -22,14 +22,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from make_activations import EMBEDDING_TOKENS, HEADS, MODEL, Model, load_model, token_ids  # type: ignore[import-not-found]
-from measure_weights import (  # type: ignore[import-not-found]
+from make_activations import EMBEDDING_TOKENS, HEADS, MODEL, Model, load_model, read_texts, token_ids
+from measure_weights import (
     CALIBRATION,
     GROUP,
     HELD_OUT,
     LINEARS,
     TOKENS,
-    read_texts,
 )
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits

@@ -12,12 +12,12 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from make_activations import (  # type: ignore[import-not-found]  # its folder is no package
+from make_activations import (
     LAYERS,
     MODEL,
     Model,
@@ -60,23 +60,6 @@ LINEARS = tuple(
 Array = NDArray[Any]
 
 
-class Recorded(np.ndarray[Any, np.dtype[Any]]):
-    """A weight that passes on what is multiplied with it, so that the forward pass need not be written twice."""
-
-    see: Callable[[Array], None]
-
-    def __array_finalize__(self, source: object) -> None:
-        """Take the listener along to the transposed weight and to its copy in float64."""
-        if isinstance(source, Recorded):
-            self.see = source.see
-
-    def __rmatmul__(self, x: Array) -> Array:  # type: ignore[override]
-        """Multiply, after the inputs were seen."""
-        self.see(x)
-        product: Array = x @ self.view(np.ndarray)
-        return product
-
-
 @dataclass(frozen=True)
 class Layer:
     """Inputs of a linear layer: their statistics on the texts that calibrate, and some rows of others."""
@@ -87,16 +70,10 @@ class Layer:
 
 def see_inputs(model: Model, texts: Iterable[str], see: Callable[[str, Array], None]) -> None:
     """Run texts through the model, and pass on the name and the inputs (rows, channels) of each linear layer."""
-
-    def listen(name: str) -> Recorded:
-        weight: Recorded = model.weights[name].view(Recorded)
-        weight.see = lambda x: see(name, x.reshape(-1, x.shape[-1]))
-        return weight
-
-    listening = replace(model, weights={**model.weights, **{name: listen(name) for name in LINEARS}})
     written = read_texts()
     for text in texts:
-        forward(listening, token_ids(model, written[text], TOKENS)[np.newaxis])
+        ids = token_ids(model, written[text], TOKENS)[np.newaxis]
+        forward(model, ids, lambda name, x: see(name, x.reshape(-1, x.shape[-1])))
 
 
 def collect(

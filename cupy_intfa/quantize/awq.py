@@ -12,6 +12,7 @@ import numpy as np
 
 from cupy_intfa.quantize.affine import quantize_symmetric
 from cupy_intfa.quantize.arithmetic import Array
+from cupy_intfa.quantize.formats import integers
 from cupy_intfa.quantize.granularity import Granularity, namespace_of
 from cupy_intfa.quantize.inputs import LinearInputs, check_layer
 from cupy_intfa.quantize.smooth import ScaledWeight
@@ -47,7 +48,7 @@ def awq_quantize(
     Raises
     ------
     ValueError
-        If weight and inputs do not fit or the weight is not finite.
+        If weight and inputs do not fit, the weight is not finite or the format is not signed.
 
     Examples
     --------
@@ -62,6 +63,8 @@ def awq_quantize(
     """
     xp, spec = namespace_of(weight), Granularity("group", group)
     check_layer(weight, inputs)
+    if not integers(format).is_signed:
+        raise ValueError(f"expected a signed format, got {format!r}")
     weight = weight.astype(np.float32)
     loudness = xp.where(inputs.mean_abs > 0, inputs.mean_abs, 1.0)
 

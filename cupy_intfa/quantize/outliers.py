@@ -19,6 +19,7 @@ from cupy_intfa.quantize.requantize import integer_matmul
 from cupy_intfa.quantize.tensor import QuantizedTensor
 
 THRESHOLD = 6.0  # the paper's
+_FLOAT16_MAX = 65504.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +76,7 @@ def decompose(weight: Array, inputs: LinearInputs, *, threshold: float = THRESHO
     weight : array (N, K)
         Floats, outputs by inputs.
     inputs : LinearInputs
-        Of the layer; K such that int32 cannot overflow, below 133 000.
+        Of the layer; K such that int32 cannot overflow, below 131 072.
     threshold : float
         Input channels that have reached this magnitude are outliers.
 
@@ -87,7 +88,8 @@ def decompose(weight: Array, inputs: LinearInputs, *, threshold: float = THRESHO
     Raises
     ------
     ValueError
-        If weight and inputs do not fit, the weight is not finite, or the threshold is not positive.
+        If weight and inputs do not fit, the weight is not finite, or beyond float16 where its inputs are outliers, or
+        the threshold is not positive.
 
     Examples
     --------
@@ -102,6 +104,8 @@ def decompose(weight: Array, inputs: LinearInputs, *, threshold: float = THRESHO
         raise ValueError(f"expected a threshold above 0, got {threshold}")
     columns = xp.flatnonzero(inputs.absmax >= threshold)
     quiet = weight.astype(np.float32)
+    if bool((xp.abs(quiet[:, columns]) > _FLOAT16_MAX).any()):
+        raise ValueError(f"expected weights of outlier channels within {_FLOAT16_MAX:.0f}, the largest float16")
     outliers = quiet[:, columns].astype(np.float16)
     quiet[:, columns] = 0
     return DecomposedWeight(quantize_symmetric(quiet, "int8", "row"), columns, outliers)

@@ -203,7 +203,7 @@ def _seen(network: Network, i: int, x: Array) -> tuple[Array, Array]:
 
 
 def _calibrated(x: Array, format: str, axis: int | None = None) -> Array:
-    low, high = choose_range(observe(x, axis=axis), "mse", format=format, symmetric=integers(format).is_signed)
+    low, high = choose_range(observe(x, axis=axis), "mse", format=format)
     xp = namespace_of(x)
     return scale_from_absmax(xp.maximum(-low, high), integers(format).high, xp)
 

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cupy_intfa.quantize.arithmetic import Array
-from cupy_intfa.quantize.formats import integers
+from cupy_intfa.quantize.formats import Integers, integers
 from cupy_intfa.quantize.granularity import namespace_of
 from cupy_intfa.quantize.observers import Statistics
 
@@ -94,7 +94,7 @@ def choose_range(
         width = 2.0 ** float(exponent[channel]) / seen.bins
         ends = float(low[channel]), float(high[channel])
         if method == "mse":
-            limit = _mse_limit(counts, width, ends, 2**fmt.bits, symmetric)
+            limit = _mse_limit(counts, width, ends, fmt, symmetric)
         else:
             magnitudes = counts[seen.bins :] + counts[: seen.bins][::-1]
             used = int(np.flatnonzero(magnitudes)[-1]) + 1
@@ -142,7 +142,7 @@ def _divergence(magnitudes: NDArray[np.int64], count: int, levels: int) -> float
 
 
 def _mse_limit(
-    counts: NDArray[np.int64], width: float, ends: tuple[float, float], levels: int, symmetric: bool
+    counts: NDArray[np.int64], width: float, ends: tuple[float, float], fmt: Integers, symmetric: bool
 ) -> float:
     """Try shares of the largest magnitude, for bins as if all of a bin were in its middle."""
     used = np.flatnonzero(counts)
@@ -154,10 +154,10 @@ def _mse_limit(
     for limit in _MSE_SHARES * reach:
         low, high = max(ends[0], -limit), min(ends[1], limit)
         if symmetric:
-            step, low, high = limit / (levels // 2 - 1), -limit, limit
+            step, low, high = limit / fmt.high, -limit if fmt.is_signed else 0.0, limit
         else:
             low, high = min(low, 0.0), max(high, 0.0)
-            step = (high - low) / (levels - 1)
+            step = (high - low) / (2**fmt.bits - 1)
         # The zero point is an integer, so the grid is all whole multiples of the step.
         rounded = np.clip(np.rint(middle / step), np.rint(low / step), np.rint(high / step)) * step
         errors.append(float((weight * np.square(middle - rounded)).sum()))
