@@ -87,6 +87,23 @@ def default_device() -> DeviceInfo | str:
     return device_info(int(cupy.cuda.Device().id))  # asked every time: the current device is the thread's, and changes
 
 
+def gpu_for(backend: str) -> DeviceInfo | None:
+    """Give the GPU that a backend would use.
+
+    Parameters
+    ----------
+    backend : str
+        As in `attention`.
+
+    Returns
+    -------
+    DeviceInfo or None
+        None for ``numpy``, and where there is no GPU.
+    """
+    found = None if backend == "numpy" else default_device()
+    return found if isinstance(found, DeviceInfo) else None
+
+
 @cache
 def _why_none() -> str | None:
     """Tell why CuPy has no GPU, if it has none; found out once, because a failed import is tried again each time."""

@@ -7,22 +7,12 @@ architectures before Turing, which CUDA 12 still compiles.
 from __future__ import annotations
 
 import ctypes
-import functools
 import re
-import subprocess
-import tempfile
 from collections import Counter
 from dataclasses import dataclass
-from importlib import metadata
-from pathlib import Path
 
-# Major version of CUDA → the wheels of NVRTC and of the headers that kernels include.
-_WHEELS = {
-    12: ("nvidia-cuda-nvrtc-cu12", "nvidia-cuda-runtime-cu12"),
-    13: ("nvidia-cuda-nvrtc", "nvidia-cuda-runtime"),
-}
-_DISASSEMBLER = "nvidia-cuda-nvdisasm"
-_DISASSEMBLED_FROM = 75  # older machine code has no reader on the package index: its PTX stands in
+from cupy_intfa.ptxsim.compiler import CompileError as CompileError
+from cupy_intfa.study.machine_code import OLDEST_READABLE, disassemble, headers, load_nvrtc, read_result
 
 # What CuPy adds to every compilation, and ptxas's report, which changes no instruction.
 _OPTIONS = ("-ftz=true", "--ptxas-options=-v", "--ptxas-options=--warn-on-spills")
@@ -34,10 +24,6 @@ _PROPERTIES = re.compile(
 )
 _MACHINE = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Za-z0-9_.]*)", re.MULTILINE)
 _PTX = re.compile(r"^\s*\{?\s*(?:@!?%?\w+\s+)?([a-z][a-z0-9_.:]*[a-z0-9])\s[^;]*;", re.MULTILINE)
-
-
-class CompileError(Exception):
-    """NVRTC has refused a source; the text is its log."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,51 +46,21 @@ class Resources:
     static_shared: int
 
 
-def _installed(distribution: str, name: str) -> Path:
-    """Find a file that a wheel has brought, by the beginning of its name."""
-    for path in metadata.files(distribution) or ():
-        if path.name.startswith(name):
-            return Path(str(path.locate()))
-    raise FileNotFoundError(f"expected {name}* in the package {distribution}: install the extra `test`")
-
-
-@functools.cache
-def _load(cuda: int) -> ctypes.CDLL:
-    wheel, _ = _WHEELS[cuda]
-    ctypes.CDLL(str(_installed(wheel, "libnvrtc-builtins.so")))  # that of 13.0 is not looked for beside libnvrtc
-    library = ctypes.CDLL(str(_installed(wheel, f"libnvrtc.so.{cuda}")))
-    library.nvrtcGetErrorString.restype = ctypes.c_char_p
-    return library
-
-
-@functools.cache
-def _headers(cuda: int) -> Path:
-    return _installed(_WHEELS[cuda][1], "cuda_fp16.h").parent
-
-
 def compile_kernel(source: str, arch: str, options: tuple[str, ...] = (), *, cuda: int = 13) -> Compiled:
     """Compile CUDA C++ for an architecture such as ``sm_90``; `CompileError` where NVRTC refuses it."""
-    nvrtc = _load(cuda)
-    every = [option.encode() for option in (f"-arch={arch}", f"-I{_headers(cuda)}", *_OPTIONS, *options)]
+    nvrtc = load_nvrtc(cuda)
+    every = [option.encode() for option in (f"-arch={arch}", f"-I{headers(cuda)}", *_OPTIONS, *options)]
     program = ctypes.c_void_p()
     nvrtc.nvrtcCreateProgram(ctypes.byref(program), source.encode(), b"kernel.cu", 0, None, None)
     try:
         status = nvrtc.nvrtcCompileProgram(program, len(every), (ctypes.c_char_p * len(every))(*every))
-        log = _result(nvrtc, program, "ProgramLog").decode()
+        log = read_result(nvrtc, program, "ProgramLog").rstrip(b"\0").decode()
         if status:
-            raise CompileError(f"{arch}, CUDA {cuda}: {nvrtc.nvrtcGetErrorString(status).decode()}\n{log}")
-        cubin, ptx = (_result(nvrtc, program, what) for what in ("CUBIN", "PTX"))
-        return Compiled(arch=arch, cubin=cubin, ptx=ptx.decode(), log=log)
+            raise CompileError(f"{arch}, CUDA {cuda}: NVRTC's error {status}\n{log}")
+        cubin, ptx = (read_result(nvrtc, program, what) for what in ("CUBIN", "PTX"))
+        return Compiled(arch=arch, cubin=cubin, ptx=ptx.rstrip(b"\0").decode(), log=log)
     finally:
         nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
-
-
-def _result(nvrtc: ctypes.CDLL, program: ctypes.c_void_p, what: str) -> bytes:
-    size = ctypes.c_size_t()
-    getattr(nvrtc, f"nvrtcGet{what}Size")(program, ctypes.byref(size))
-    buffer = ctypes.create_string_buffer(size.value)
-    getattr(nvrtc, f"nvrtcGet{what}")(program, buffer)
-    return buffer.raw if what == "CUBIN" else buffer.value
 
 
 def resources(compiled: Compiled) -> Resources:
@@ -127,11 +83,6 @@ def launch_bounds(compiled: Compiled) -> tuple[int, int]:
 
 def instructions(compiled: Compiled) -> Counter[str]:
     """Count the kernel's instructions by full name: ``IMMA.16832.U8.S8``; before Turing PTX, ``dp4a.u32.s32``."""
-    if int(compiled.arch.removeprefix("sm_").rstrip("a")) < _DISASSEMBLED_FROM:
+    if int(compiled.arch.removeprefix("sm_").rstrip("a")) < OLDEST_READABLE:
         return Counter(_PTX.findall(compiled.ptx))
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(compiled.cubin)
-        file.flush()
-        command = (_installed(_DISASSEMBLER, "nvdisasm"), "-c", file.name)
-        listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return Counter(_MACHINE.findall(listing))
+    return Counter(_MACHINE.findall(disassemble(compiled.cubin)))

@@ -332,15 +332,18 @@ def test_weights_that_do_not_fit_are_refused() -> None:
         FloatLinear(np.zeros((2, 3), np.float32), np.zeros(3, np.float32))
     with pytest.raises(ValueError, match="recipe"):
         encoder.with_recipe("fastest")
+    number: Any = 8
     with pytest.raises(TypeError, match="recipe"):
-        encoder.with_recipe(8)  # type: ignore[arg-type]
+        encoder.with_recipe(number)
 
 
 def test_float16_weights_become_float32() -> None:
     weights = {name: weight.astype(np.float16) for name, weight in make_weights().items()}
     found = read_bert(weights, HEADS)
     assert found.embed(SENTENCES).dtype == np.float32
-    assert found.word.dtype == found.layers[0].query.weight.dtype == np.float32  # type: ignore[attr-defined]
+    query = found.layers[0].query
+    assert isinstance(query, FloatLinear)
+    assert found.word.dtype == query.weight.dtype == np.float32
 
 
 @pytest.mark.gpu

@@ -174,7 +174,7 @@ def test_suites_are_measured_where_there_is_a_gpu(monkeypatch: pytest.MonkeyPatc
         first = suite.cases[0]
         return report(suite.name, {first: {"fast": measured(first, kernel=123.0)}})
 
-    monkeypatch.setattr(speed_tables, "default_device", lambda: simulated_device("sm_90a"))
+    monkeypatch.setattr(speed_tables, "gpu_for", {"auto": simulated_device("sm_90a")}.get)
     monkeypatch.setattr(speed_tables, "run_suite", run_suite)
     rows = speed_tables.STUDY.measure(SETTINGS, "auto")
     assert run == list(SETTINGS.suites)

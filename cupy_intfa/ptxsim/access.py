@@ -35,6 +35,15 @@ def find_space(m: Machine, active: Active, addresses: Index) -> str:
     return _WINDOWS.get(int(windows[0]), "global")
 
 
+def _within(offsets: Index, size: int, limit: int, what: str) -> Index:
+    """Give offsets back; Fault where an access of ``size`` bytes lies beyond ``limit``, or is crooked."""
+    for check, bad in (("bounds", offsets + size > limit), ("alignment", offsets % size != 0)):
+        if bad.any():
+            at = int(np.flatnonzero(bad)[0])
+            raise Fault(at, check, f"{size} bytes at byte {offsets[at]} of {what}, which has {limit}")
+    return offsets
+
+
 class Access:
     """Reads and writes of the active lanes, with checks, in any memory."""
 
@@ -55,9 +64,12 @@ class Access:
                 m.trace.shared(m.pc, lanes, addresses, size, write=write)
                 return m.shared.bytes, places
             if space == "param":
-                return m.part("params"), addresses & WINDOW
+                params = m.part("params")
+                return params, _within(addresses & WINDOW, size, len(params), "the parameters")
             if space == "local":
-                return m.part("local"), active.lanes * m.part("local_size") + (addresses & WINDOW)
+                limit = m.part("local_size")
+                own = _within(addresses & WINDOW, size, limit, "the thread's local memory")
+                return m.part("local"), active.lanes * limit + own
             m.trace.moved("global written" if write else "global read", size * len(active.lanes))
             return m.memory.bytes, m.memory.locate(addresses, size, write=write)
         except Fault as fault:

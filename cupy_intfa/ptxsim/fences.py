@@ -17,8 +17,7 @@ _REGISTERS = 65536  # of a multiprocessor
 
 def _fence(m: Machine, ins: Instruction) -> Action:
     """Fences between proxies are modelled; those between threads order what barriers have to order anyway."""
-    proxy = "async" in ins.parts or "async::generic" in ins.parts
-    proxy |= any(part.startswith(("async", "mbarrier_init")) for part in ins.parts)
+    proxy = any(part.startswith(("async", "mbarrier_init")) for part in ins.parts)
     g = m.geometry
 
     def run(active: Active) -> None:

@@ -127,17 +127,14 @@ class InFlight:
                 if self._dirty[name][number] and not group.fenced:
                     lane = int(active.lanes[np.flatnonzero(self.group_of(active.lanes) == number)[0]])
                     self._m.fail(lane, "wgmma", f"{name} was used since the last wgmma.fence")
-                if name in fragments and self._busy[name][number] > group.retired and name not in accumulators:
-                    self._check_fragment(active, name, number)
+                if name not in accumulators:
+                    self._check_idle(active, name, np.array([number]), "reads")
             group.issued += 1
             group.uncommitted = True
             group.lines[group.issued] = self._m.pc
             group.times[group.issued] = int(self._m.knowledge.time[number // self._per_block])
             for name in accumulators:
                 self._busy[name][number] = group.issued
-
-    def _check_fragment(self, active: Active, name: str, number: int) -> None:
-        self._check_idle(active, name, np.array([number]), "reads")
 
     def fence(self, active: Active) -> None:
         """Let the products that follow see what was written to registers."""

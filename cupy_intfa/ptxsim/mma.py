@@ -71,8 +71,7 @@ def _mma(m: Machine, ins: Instruction) -> Action:
     places_d = layout_d(rows, columns)
     dtype_d = np.dtype(np.int32 if result == "s32" else np.float32)
     puts = [m.put_some(register, result) for register in registers(ins.operands[0])]
-    saturates = "satfinite" in ins.parts
-    if saturates:
+    if "satfinite" in ins.parts:
         raise PtxError(f"not modelled: {ins.opcode}")
 
     def run(active: Active) -> None:
@@ -81,7 +80,7 @@ def _mma(m: Machine, ins: Instruction) -> Action:
         before = to_matrix(c, active, places_d, (rows, columns), dtype_d)
         with np.errstate(all="ignore"):
             total = (product(left, right) + before).astype(dtype_d)
-        m.trace.fragment(m.pc, active, left, right, before, total)
+        m.trace.fragment(m.pc, left, right, before, total)
         elements = total[:, places_d.rows, places_d.columns].reshape(len(active.lanes), -1)
         for i, put in enumerate(puts):
             put(active, elements[:, i])

@@ -97,10 +97,7 @@ class Shadow:
         a = self._accesses(lanes, places, size)
         proxy = agent is not None
         self._check_updates(a, "read of")
-        time = self._written[a.flat]
-        if not time.all():
-            at = int(np.flatnonzero(time == 0)[0])
-            raise self._fault(a, at, "uninitialised", "read of", "which nobody has written", -1)
+        self._check_written(a, "read of")
         self._check_writer(a, "read of", proxy)
         if agent is None:
             self._note(a, a.threads, a.threads // 32, pc)
@@ -123,13 +120,13 @@ class Shadow:
     def update(self, lanes: Index, places: Index, size: int, pc: int) -> None:
         """Check and remember atomics: they are ordered among themselves, but not with plain accesses."""
         a = self._accesses(lanes, places, size)
+        self._check_written(a, "atomic of")
         self._check_writer(a, "atomic of", False)
         self._check_readers(a)
         if self._updated is None:
             self._updated = np.zeros(self._read.shape, np.int32)
         self._updated[a.flat, a.threads // 32] = self._knowledge.time[a.blocks]
         self._update_at = pc
-        self._written[a.flat] = np.maximum(self._written[a.flat], 1)
 
     def _check_updates(self, a: _Accesses, what: str) -> None:
         """Raise where a plain access is not ordered behind the atomics of its place."""
@@ -148,6 +145,12 @@ class Shadow:
         self._written[flat] = self._knowledge.time[self._geometry.slot[lanes]][:, None]
         if agent is not None:
             self._writer[flat] = agent
+
+    def _check_written(self, a: _Accesses, what: str) -> None:
+        time = self._written[a.flat]
+        if not time.all():
+            at = int(np.flatnonzero(time == 0)[0])
+            raise self._fault(a, at, "uninitialised", what, "which nobody has written", -1)
 
     def _check_writer(self, a: _Accesses, what: str, proxy: bool) -> None:
         time, writer = self._written[a.flat], self._writer[a.flat]

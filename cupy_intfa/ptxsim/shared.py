@@ -34,15 +34,15 @@ class SharedMemory:
         self.bytes = np.full(geometry.blocks * self.pitch + 16, 0xA5, np.uint8)
         self.shadow = Shadow(geometry, knowledge, max(self.pitch, 16), grain)
 
-    def locate(self, blocks: Index, addresses: Index, size: int, align: int = 0) -> Index:
+    def locate(self, blocks: Index, addresses: Index, size: int) -> Index:
         """Turn addresses into places in `bytes`.
 
         Parameters
         ----------
         blocks, addresses : array (n,)
             Where, block by block.
-        size, align : int
-            Bytes of an access, and what its address must be a multiple of, if not of its size.
+        size : int
+            Bytes of an access; its address must be a multiple of them.
 
         Returns
         -------
@@ -54,11 +54,11 @@ class SharedMemory:
         Fault
             Where an access has no bytes, or a crooked address.
         """
-        start, align = addresses - BASE, align or size
+        start = addresses - BASE
         if int(start.min()) < 0 or int(start.max()) + size > self.size:
             at = int(np.flatnonzero((start < 0) | (start + size > self.size))[0])
             raise Fault(at, "bounds", f"{size} bytes at byte {start[at]} of shared memory, which has {self.size}")
-        if np.bitwise_or.reduce(addresses) & (align - 1):
-            at = int(np.flatnonzero(addresses & (align - 1))[0])
-            raise Fault(at, "alignment", f"{size} bytes at byte {start[at]} of shared memory, no multiple of {align}")
+        if np.bitwise_or.reduce(addresses) & (size - 1):
+            at = int(np.flatnonzero(addresses & (size - 1))[0])
+            raise Fault(at, "alignment", f"{size} bytes at byte {start[at]} of shared memory, no multiple of {size}")
         return blocks * self.pitch + start

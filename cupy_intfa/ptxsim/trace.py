@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cupy_intfa.ptxsim.fragments import layout_a, layout_b, layout_d
-from cupy_intfa.ptxsim.lanes import Active, Array, Geometry, Index
+from cupy_intfa.ptxsim.lanes import Array, Geometry, Index
 from cupy_intfa.ptxsim.parse import Entry, Line
 
 
@@ -261,9 +261,8 @@ class Recorder:
         for i, n in enumerate((len(np.unique(warps)), passes, ideal)):
             found[i] += n
 
-    def fragment(self, pc: int, active: Active, *matrices: Array) -> None:
+    def fragment(self, pc: int, *matrices: Array) -> None:
         """Keep the matrices of the first warp that runs an instruction."""
-        del active
         if self.detailed and pc not in self._fragments:
             self._fragments[pc] = tuple(matrix[0].copy() for matrix in matrices)
 

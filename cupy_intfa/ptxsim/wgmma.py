@@ -99,9 +99,7 @@ def _mma_async(m: Machine, ins: Instruction) -> Action:
     if len(sources) != p.columns // 2:
         raise PtxError(f"{ins.opcode} with {len(sources)} registers: expected {p.columns // 2}")
 
-    def operand_of(
-        active: Active, lanes: Index, bits: Array, rows: int, dtype: np.dtype[np.generic], *, t: bool
-    ) -> Array:
+    def operand_of(lanes: Index, bits: Array, rows: int, dtype: np.dtype[np.generic], *, t: bool) -> Array:
         values = bits[lanes] if bits.ndim else bits[None]
         if (values != values[0]).any():
             m.fail(int(lanes[0]), "wgmma", "lanes of a warpgroup name different descriptors")
@@ -112,12 +110,12 @@ def _mma_async(m: Machine, ins: Instruction) -> Action:
             return np.ascontiguousarray(stored.view(dtype).T)
         return read_tile(m, part, lanes, int(values[0]), rows, 32).view(dtype)
 
-    def one(active: Active, lanes: Index) -> None:
+    def one(lanes: Index) -> None:
         if isinstance(a, Vector):
             left = _fragments(words, lanes, p.dtype_a)
         else:
-            left = operand_of(active, lanes, words[0], 64, p.dtype_a, t=p.transposed_a)
-        right = operand_of(active, lanes, descriptor, p.columns, p.dtype_b, t=p.transposed_b).T
+            left = operand_of(lanes, words[0], 64, p.dtype_a, t=p.transposed_a)
+        right = operand_of(lanes, descriptor, p.columns, p.dtype_b, t=p.transposed_b).T
         total = product(left, right)
         if p.negated[0] != p.negated[1]:
             total = -total
@@ -128,7 +126,7 @@ def _mma_async(m: Machine, ins: Instruction) -> Action:
                 [s[lanes] if s.ndim else np.full(WARPGROUP, s) for s in sources], 1
             )
         result = (total + before).astype(TYPES[p.result])
-        m.trace.fragment(m.pc, active, left[None], right[None], before[None], result[None])
+        m.trace.fragment(m.pc, left[None], right[None], before[None], result[None])
         elements = result[places.rows, places.columns]
         group = Active(lanes, m.geometry.count)
         for i, put in enumerate(puts):
@@ -138,7 +136,7 @@ def _mma_async(m: Machine, ins: Instruction) -> Action:
         part.issue(active, *names)
         for lanes in active.lanes.reshape(-1, WARPGROUP):
             try:
-                one(active, lanes)
+                one(lanes)
             except Fault as fault:
                 shown = Fault(0, fault.check, fault.what, fault.pc)
                 raise m.blame(Active(lanes[:1], m.geometry.count), shown) from None

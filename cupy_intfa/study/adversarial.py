@@ -16,7 +16,7 @@ from cupy_intfa.bench.contenders import Contender, first_line
 from cupy_intfa.bench.rivals import RIVALS
 from cupy_intfa.data.families import make_qkv
 from cupy_intfa.metrics import Comparison, compare
-from cupy_intfa.study.errors import Samples, Trial, make_trial, name_kernel, run_trials, study_recipes
+from cupy_intfa.study.errors import Samples, Trial, make_trial, run_trials, study_recipes
 from cupy_intfa.study.study import Pivot, Row, Rows, Study, distinct, one, pick
 
 Inputs = tuple[NDArray[Any], NDArray[Any], NDArray[Any]]
@@ -25,21 +25,8 @@ COMPARED = ("FA3 fp8", "SageAttention 2")
 DOMINANT_LOGIT = 12.0  # e¹² = 160 000 times an average key
 
 
-def dominant_key(seed: int, **shape: Any) -> Inputs:
-    """Draw N(0, 1) with one key, a third down the row, that every query attends to.
-
-    Parameters
-    ----------
-    seed : int
-        Of the draw.
-    **shape
-        As in `make_qkv`.
-
-    Returns
-    -------
-    tuple of ndarray
-        q, k and v.
-    """
+def _dominant_key(seed: int, **shape: Any) -> Inputs:
+    """Draw N(0, 1) with one key, a third down the row, that every query attends to."""
     q, k, v = make_qkv("normal", seed=seed, **shape)
     # Queries lean √D along the first axis, so that x on that axis of a key adds x to its logit.
     q[..., 0] += np.float32(shape["head_dim"] ** 0.5)
@@ -47,21 +34,8 @@ def dominant_key(seed: int, **shape: Any) -> Inputs:
     return q, k, v
 
 
-def heavy_tails(seed: int, **shape: Any) -> Inputs:
-    """Draw from Student's t of three degrees of freedom, the fewest that have a variance.
-
-    Parameters
-    ----------
-    seed : int
-        Of the draw.
-    **shape
-        As in `make_qkv`.
-
-    Returns
-    -------
-    tuple of ndarray
-        q, k and v.
-    """
+def _heavy_tails(seed: int, **shape: Any) -> Inputs:
+    """Draw from Student's t of three degrees of freedom, the fewest that have a variance."""
     rng = np.random.default_rng(seed)
     lengths = (shape["q_len"], shape["kv_len"], shape["kv_len"])
     drawn = (rng.standard_t(3.0, (1, shape["heads"], length, shape["head_dim"])) for length in lengths)
@@ -69,43 +43,24 @@ def heavy_tails(seed: int, **shape: Any) -> Inputs:
     return q, k, v
 
 
-def scaled(factors: tuple[float, float, float], seed: int, **shape: Any) -> Inputs:
-    """Draw N(0, 1) and multiply q, k and v.
-
-    Parameters
-    ----------
-    factors : tuple of float
-        Of q, k and v.
-    seed : int
-        Of the draw.
-    **shape
-        As in `make_qkv`.
-
-    Returns
-    -------
-    tuple of ndarray
-        q, k and v.
-    """
+def _scaled(factors: tuple[float, float, float], seed: int, **shape: Any) -> Inputs:
+    """Draw N(0, 1) and multiply q, k and v."""
     q, k, v = (x * np.float32(f) for x, f in zip(make_qkv("normal", seed=seed, **shape), factors, strict=True))
     return q, k, v
 
 
-def _family(name: str, seed: int, **shape: Any) -> Inputs:
-    return make_qkv(name, seed=seed, **shape)
-
-
 CASES: Mapping[str, Callable[..., Inputs]] = {
-    "normal": partial(_family, "normal"),
-    "sink first": partial(_family, "sink_first"),
-    "one dominant key": dominant_key,
-    "outliers": partial(_family, "outlier"),
-    "heavy tails": heavy_tails,
-    "outlier tokens": partial(_family, "outlier_token"),
-    "constant rows": partial(_family, "constant_rows"),
-    "scores × 10": partial(scaled, (10.0, 1.0, 1.0)),
-    "scores × 100": partial(scaled, (100.0, 1.0, 1.0)),
-    "all × 100": partial(scaled, (100.0, 100.0, 100.0)),
-    "V × 100": partial(scaled, (1.0, 1.0, 100.0)),
+    "normal": partial(make_qkv, "normal"),
+    "sink first": partial(make_qkv, "sink_first"),
+    "one dominant key": _dominant_key,
+    "outliers": partial(make_qkv, "outlier"),
+    "heavy tails": _heavy_tails,
+    "outlier tokens": partial(make_qkv, "outlier_token"),
+    "constant rows": partial(make_qkv, "constant_rows"),
+    "scores × 10": partial(_scaled, (10.0, 1.0, 1.0)),
+    "scores × 100": partial(_scaled, (100.0, 1.0, 1.0)),
+    "all × 100": partial(_scaled, (100.0, 100.0, 100.0)),
+    "V × 100": partial(_scaled, (1.0, 1.0, 100.0)),
 }
 
 
@@ -114,12 +69,11 @@ def _measure(settings: Samples, backend: str) -> Iterator[Row]:
     rivals = [contender for contender in RIVALS if contender.name in COMPARED]
     for name in settings.data:
         # Rounded to float16, which the rivals read, so that all see the same values.
-        inputs = [tuple(x.astype(np.float16) for x in CASES[name](seed, **settings.shape)) for seed in settings.seeds]
-        trials = [make_trial(*one_input) for one_input in inputs]
+        drawn = [CASES[name](seed=seed, **settings.shape) for seed in settings.seeds]
+        trials = [make_trial(*(x.astype(np.float16) for x in qkv)) for qkv in drawn]
         for recipe_name, recipe in study_recipes().items():
-            outs = run_trials(recipe, trials, backend)
+            outs, ran = run_trials(recipe, trials, backend)
             found = [compare(out, t.exact) for out, t in zip(outs, trials, strict=True)]
-            ran = name_kernel(recipe, trials, backend)
             yield {"case": name, "recipe": recipe_name, **damage(found), "missing": None, "ran": ran}
         for rival in rivals:
             yield {"case": name, "recipe": rival.name, **_ask(rival, trials), "ran": rival.name}
@@ -154,7 +108,7 @@ def damage(comparisons: Sequence[Comparison]) -> dict[str, float | int | None]:
 
 def _ask(rival: Contender, trials: Sequence[Trial]) -> Row:
     """Run a rival where it can be imported, or say why it was not run."""
-    nothing = {"relative_rmse": None, "relative_rmse_spread": None, "not_finite": 0}
+    nothing = damage([])
     if reason := rival.missing():
         return {**nothing, "missing": reason}
     try:

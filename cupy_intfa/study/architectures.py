@@ -163,22 +163,6 @@ def _findings(rows: Rows) -> Iterator[str]:
             yield f"Model, not measured: `{recipe}` D {head_dim}, TOPS: {elsewhere}."
 
 
-def name_of(row: Row) -> str:
-    """Name a row in a sentence.
-
-    Parameters
-    ----------
-    row : mapping
-        Of this study.
-
-    Returns
-    -------
-    str
-        Preset, D and architecture.
-    """
-    return f"`{row['recipe']}` D {row['head_dim']} on {row['arch']}"
-
-
 def _say_what_is_absent(rows: Rows) -> Iterator[str]:
     """List the presets that have no kernel, chip by chip."""
     for arch in distinct(rows, "arch"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -16,7 +16,7 @@ from cupy_intfa.metrics import compare
 from cupy_intfa.recipe import Recipe, get_recipe
 from cupy_intfa.reference import oracle
 from cupy_intfa.study.errors import study_recipes, summarise
-from cupy_intfa.study.study import Pivot, Row, Rows, Study, distinct, one, pick
+from cupy_intfa.study.study import Pivot, Row, Rows, Study, distinct, one
 
 Array = NDArray[np.float64]
 Attend = Callable[[Array, Array, Array], Array]  # (1, H, S, D) each
@@ -189,25 +189,6 @@ def _findings(rows: Rows) -> Iterator[str]:
             f"{depth} layers: the error grows by a factor of {min(growths):.1f} to {max(growths):.1f}, "
             f"{fmean(growths):.1f} on average; √{depth} is {depth**0.5:.1f}."
         )
-
-
-def order_at_the_end(rows: Rows, depth: int) -> Sequence[str]:
-    """Order the recipes by their error after the last layer.
-
-    Parameters
-    ----------
-    rows : sequence of mapping
-        Of this study.
-    depth : int
-        Number of layers.
-
-    Returns
-    -------
-    sequence of str
-        From the smallest error.
-    """
-    found = pick(rows, layers=depth, layer=depth)
-    return [str(row["recipe"]) for row in sorted(found, key=lambda row: float(row["relative_rmse"]))]
 
 
 STUDY = Study(

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cupy_intfa.metrics import compare
-from cupy_intfa.study.errors import REAL, Trial, make_trials, name_kernel, run_trials, study_recipes, summarise
+from cupy_intfa.study.errors import REAL, Trial, make_trials, run_trials, study_recipes, summarise
 from cupy_intfa.study.study import Pivot, Row, Rows, Study, distinct, one, pick
 
 METRICS = ("mean_relative_error", "relative_l1", "relative_rmse", "cosine")
@@ -63,14 +63,14 @@ def _measure(settings: Settings, backend: str) -> Iterator[Row]:
         shape = {"heads": settings.heads, "q_len": settings.queries, "kv_len": keys, "head_dim": head_dim}
         trials = make_trials(family, settings.seeds, **shape)
         for name, recipe in study_recipes().items():
-            outs = run_trials(recipe, trials, backend)
+            outs, ran = run_trials(recipe, trials, backend)
             yield {
                 "family": family,
                 "head_dim": head_dim,
                 "keys": keys,
                 "recipe": name,
                 **errors_of(outs, trials),
-                "ran": name_kernel(recipe, trials, backend),
+                "ran": ran,
             }
         yield from cited_rows(family, head_dim, keys)
 

@@ -127,7 +127,7 @@ def study_recipes() -> dict[str, Recipe]:
     return {**PRESETS, "int8x2": get_recipe("fast", pv="int8x2")}
 
 
-def run_trials(recipe: Recipe, trials: Sequence[Trial], backend: str) -> list[NDArray[np.float32]]:
+def run_trials(recipe: Recipe, trials: Sequence[Trial], backend: str) -> tuple[list[NDArray[np.float32]], str]:
     """Run a recipe on every trial.
 
     Parameters
@@ -141,31 +141,13 @@ def run_trials(recipe: Recipe, trials: Sequence[Trial], backend: str) -> list[ND
 
     Returns
     -------
-    list of ndarray (B, H, S, D), float32
+    outs : list of ndarray (B, H, S, D), float32
         The outputs.
-    """
-    return [attention(t.q, t.k, t.v, recipe=recipe, backend=backend) for t in trials]
-
-
-def name_kernel(recipe: Recipe, trials: Sequence[Trial], backend: str) -> str:
-    """Tell what runs a recipe.
-
-    Parameters
-    ----------
-    recipe : Recipe
-        The numerics.
-    trials : sequence of Trial
-        The inputs.
-    backend : str
-        As in `attention`.
-
-    Returns
-    -------
-    str
+    ran : str
         A kernel of the GPU, or ``emulator``.
     """
-    first = trials[0]
-    return explain(first.q, first.k, first.v, recipe=recipe, backend=backend).kernel
+    outs = [attention(t.q, t.k, t.v, recipe=recipe, backend=backend) for t in trials]
+    return outs, explain(trials[0].q, trials[0].k, trials[0].v, recipe=recipe, backend=backend).kernel
 
 
 def summarise(comparisons: Sequence[Comparison], *metrics: str) -> dict[str, float]:
@@ -205,8 +187,8 @@ def summarise(comparisons: Sequence[Comparison], *metrics: str) -> dict[str, flo
     return found
 
 
-def measure_error(recipe: Recipe, trials: Sequence[Trial], backend: str, *metrics: str) -> dict[str, Any]:
-    """Run a recipe on trials and average.
+def measure_error(recipe: Recipe, trials: Sequence[Trial], backend: str) -> dict[str, Any]:
+    """Run a recipe on trials and average its relative RMSE.
 
     Parameters
     ----------
@@ -216,13 +198,12 @@ def measure_error(recipe: Recipe, trials: Sequence[Trial], backend: str, *metric
         The inputs.
     backend : str
         As in `attention`.
-    *metrics : str
-        Fields of `Comparison`; the relative RMSE alone if none is named.
 
     Returns
     -------
     dict
         As `summarise`, and under ``ran`` the kernel that ran, or ``emulator``.
     """
-    found = [compare(out, t.exact) for out, t in zip(run_trials(recipe, trials, backend), trials, strict=True)]
-    return {**summarise(found, *(metrics or ("relative_rmse",))), "ran": name_kernel(recipe, trials, backend)}
+    outs, ran = run_trials(recipe, trials, backend)
+    found = [compare(out, t.exact) for out, t in zip(outs, trials, strict=True)]
+    return {**summarise(found, "relative_rmse"), "ran": ran}

@@ -155,9 +155,9 @@ def _findings(rows: Rows) -> Iterator[str]:
         ratios = [row["relative_rmse"] / row["predicted"] for row in pick(predicted, recipe=name)]
         yield f"`{name}`: measured error {min(ratios):.2f} to {max(ratios):.2f} times the predicted one."
     for name in names:
-        found = [row for row in pick(rows, layout=SERIES, recipe=name) if row["keys"] == _common_keys(rows)]
+        found = [row for row in pick(rows, layout=SERIES, recipe=name) if row["keys"] == common_keys(rows)]
         by_head_dim = ", ".join(f"D {row['head_dim']} {row['relative_rmse']:.4f}" for row in sorted(found, key=_by_d))
-        yield f"`{name}` at {_common_keys(rows)} keys: {by_head_dim}."
+        yield f"`{name}` at {common_keys(rows)} keys: {by_head_dim}."
     layouts = [layout for layout in distinct(rows, "layout") if layout != SERIES]
     for name in names:
         written = ", ".join(f"{it} {one(rows, 'relative_rmse', layout=it, recipe=name):.4f}" for it in layouts)
@@ -168,7 +168,7 @@ def _by_d(row: Row) -> int:
     return int(row["head_dim"])
 
 
-def _common_keys(rows: Rows) -> int:
+def common_keys(rows: Rows) -> int:
     """Give the length at which head dimension and layout vary."""
     return next(int(row["keys"]) for row in rows if row["layout"] != SERIES)
 

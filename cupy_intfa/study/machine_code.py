@@ -38,15 +38,12 @@ class Compiled:
 
     Parameters
     ----------
-    arch : str
-        As compilers spell it, ``sm_90a``.
     cubin : bytes
         Machine code.
     registers, spilled : int
         Registers of a thread, and its bytes of spill stores and loads.
     """
 
-    arch: str
     cubin: bytes
     registers: int
     spilled: int
@@ -106,10 +103,48 @@ def is_readable(arch: str) -> bool:
 
 
 @functools.cache
-def _library(cuda: int) -> ctypes.CDLL:
+def load_nvrtc(cuda: int) -> ctypes.CDLL:
+    """Load the compiler.
+
+    Parameters
+    ----------
+    cuda : {12, 13}
+        Of which version.
+
+    Returns
+    -------
+    CDLL
+        NVRTC, from its wheel.
+
+    Raises
+    ------
+    FileNotFoundError
+        Where the wheel is not installed; the text names it.
+    """
     wheel, _ = _WHEELS[cuda]
     ctypes.CDLL(str(_installed(wheel, "libnvrtc-builtins.so")))  # that of 13.0 is not looked for beside libnvrtc
     return ctypes.CDLL(str(_installed(wheel, f"libnvrtc.so.{cuda}")))
+
+
+def headers(cuda: int) -> Path:
+    """Find the headers that kernels include.
+
+    Parameters
+    ----------
+    cuda : {12, 13}
+        Of which version.
+
+    Returns
+    -------
+    Path
+        Their folder.
+
+    Raises
+    ------
+    FileNotFoundError
+        Where their wheel is not installed; the text names it.
+    """
+    return _installed(_WHEELS[cuda][1], "cuda_fp16.h").parent
 
 
 def compile_machine_code(source: str, arch: str, options: tuple[str, ...]) -> Compiled:
@@ -137,19 +172,18 @@ def compile_machine_code(source: str, arch: str, options: tuple[str, ...]) -> Co
         Where the NVRTC that knows the architecture is not installed; the text names its wheel.
     """
     cuda = compiles_for(arch)
-    nvrtc, headers = _library(cuda), _installed(_WHEELS[cuda][1], "cuda_fp16.h").parent
-    every = [option.encode() for option in (f"-arch={arch}", f"-I{headers}", *_OPTIONS, *options)]
+    nvrtc = load_nvrtc(cuda)
+    every = [option.encode() for option in (f"-arch={arch}", f"-I{headers(cuda)}", *_OPTIONS, *options)]
     program = ctypes.c_void_p()
     nvrtc.nvrtcCreateProgram(ctypes.byref(program), source.encode(), b"kernel.cu", 0, None, None)
     try:
         status = nvrtc.nvrtcCompileProgram(program, len(every), (ctypes.c_char_p * len(every))(*every))
-        log = _result(nvrtc, program, "ProgramLog").rstrip(b"\0").decode()
+        log = read_result(nvrtc, program, "ProgramLog").rstrip(b"\0").decode()
         if status:
             raise CompileError(f"{arch}, CUDA {cuda}: NVRTC's error {status}\n{log}")
         (found,) = _PROPERTIES.finditer(log)
         return Compiled(
-            arch=arch,
-            cubin=_result(nvrtc, program, "CUBIN"),
+            cubin=read_result(nvrtc, program, "CUBIN"),
             registers=int(found["registers"]),
             spilled=int(found["stores"]) + int(found["loads"]),
         )
@@ -157,7 +191,23 @@ def compile_machine_code(source: str, arch: str, options: tuple[str, ...]) -> Co
         nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
 
 
-def _result(nvrtc: ctypes.CDLL, program: ctypes.c_void_p, what: str) -> bytes:
+def read_result(nvrtc: ctypes.CDLL, program: ctypes.c_void_p, what: str) -> bytes:
+    """Read what NVRTC made.
+
+    Parameters
+    ----------
+    nvrtc : CDLL
+        From `load_nvrtc`.
+    program : c_void_p
+        Compiled.
+    what : {"CUBIN", "PTX", "ProgramLog"}
+        As in the names of its functions.
+
+    Returns
+    -------
+    bytes
+        With the zero byte that ends a text.
+    """
     size = ctypes.c_size_t()
     getattr(nvrtc, f"nvrtcGet{what}Size")(program, ctypes.byref(size))
     buffer = ctypes.create_string_buffer(size.value)

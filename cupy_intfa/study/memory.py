@@ -8,7 +8,7 @@ from typing import Any
 
 from cupy_intfa.attention import attention
 from cupy_intfa.backends import numpy_dtype
-from cupy_intfa.device import DeviceInfo, default_device
+from cupy_intfa.device import DeviceInfo, gpu_for
 from cupy_intfa.plan import make_plan
 from cupy_intfa.problem import AttentionProblem, make_problem
 from cupy_intfa.recipe import PRESETS, Recipe
@@ -43,13 +43,13 @@ class Settings:
 
 def _measure(settings: Settings, backend: str) -> Iterator[Row]:
     """Plan every preset at every length, and measure it where there is a GPU."""
-    found = default_device() if backend != "numpy" else "NumPy was asked for"
-    device = found if isinstance(found, DeviceInfo) else simulated_device()
+    gpu = gpu_for(backend)
+    device = gpu or simulated_device()
     for keys in settings.lengths:
         q_shape = (1, settings.heads, keys, settings.head_dim)
         kv_shape = (1, settings.kv_heads, keys, settings.head_dim)
         problem = make_problem(q_shape, kv_shape, kv_shape, (DTYPE,) * 3)
-        arrays = _arrays(problem) if device is found else None
+        arrays = _arrays(problem) if gpu else None
         names = {"keys": keys, "own_bytes": own_bytes(problem)}
         for name, recipe in PRESETS.items():
             measured = None if arrays is None else _peak(lambda r=recipe, a=arrays: attention(*a, recipe=r))

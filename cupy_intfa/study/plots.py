@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from cupy_intfa.study.ablation import effects
 from cupy_intfa.study.adversarial import BROKEN
 from cupy_intfa.study.error_tables import CITED
-from cupy_intfa.study.length import SERIES, series
+from cupy_intfa.study.length import SERIES, common_keys, series
 from cupy_intfa.study.panels import MARKERS, add_legend, draw_lines, make_panels, set_keys_axis
 from cupy_intfa.study.plots_speed import draw_architectures, draw_speed
 from cupy_intfa.study.report import StudyReport
@@ -150,7 +150,7 @@ def _length(rows: Rows) -> Figure:
         by_length.plot([r["keys"] for r in found], [r["predicted"] for r in found], "--", color=f"C{i}", linewidth=1.0)
     set_keys_axis(by_length, [row["keys"] for row in series(rows, names[0])])
     by_length.set(yscale="log", ylabel="relative RMSE against float64", title="N(0, 1); dashed: predicted")
-    length = next(row["keys"] for row in rows if row["layout"] != SERIES)
+    length = common_keys(rows)
     of_head_dim = sorted(pick(rows, layout=SERIES, keys=length), key=lambda row: int(row["head_dim"]))
     draw_lines(by_head_dim, of_head_dim, "head_dim", "relative_rmse", "recipe", names)
     by_head_dim.set(xscale="log", xlabel="D", title=f"{format_keys(length)} keys")

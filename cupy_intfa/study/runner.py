@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from cupy_intfa.bench import stamp
-from cupy_intfa.device import DeviceInfo, default_device
+from cupy_intfa.device import gpu_for
 from cupy_intfa.study.report import StudyReport
 from cupy_intfa.study.study import Study
 
@@ -34,7 +34,7 @@ def choose_size(backend: str) -> str:
     >>> choose_size("numpy")
     'small'
     """
-    return "small" if _device(backend) is None else "full"
+    return "small" if gpu_for(backend) is None else "full"
 
 
 def run_study(study: Study[Any], size: str, backend: str = "auto", commit: str | None = None) -> StudyReport:
@@ -61,7 +61,7 @@ def run_study(study: Study[Any], size: str, backend: str = "auto", commit: str |
     NotImplementedError
         For a backend that insists on a kernel which a recipe of the study has not.
     """
-    device, start = _device(backend), time.perf_counter()
+    device, start = gpu_for(backend), time.perf_counter()
     rows = tuple(study.measure(study.sizes[size], backend))
     return StudyReport(
         study=study.name,
@@ -75,9 +75,3 @@ def run_study(study: Study[Any], size: str, backend: str = "auto", commit: str |
         seconds=time.perf_counter() - start,
         rows=rows,
     )
-
-
-def _device(backend: str) -> DeviceInfo | None:
-    """Give the GPU that a backend would use."""
-    device = None if backend == "numpy" else default_device()
-    return device if isinstance(device, DeviceInfo) else None

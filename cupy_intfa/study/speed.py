@@ -10,7 +10,7 @@ from cupy_intfa.bench.contenders import make_contender
 from cupy_intfa.bench.report import Entry, load_reports
 from cupy_intfa.bench.runner import attend, make_inputs
 from cupy_intfa.bench.timing import Budget, EventTimer
-from cupy_intfa.device import default_device
+from cupy_intfa.device import gpu_for
 from cupy_intfa.recipe import PRESETS, Recipe
 from cupy_intfa.study.report import RESULTS
 
@@ -39,8 +39,8 @@ def find_speeds(
         By name, ``tops`` (10¹² operations per second from quantised tensors, None where no kernel runs the recipe or
         nobody measured it) and ``tops_from`` (the GPU, and the date if it was not now).
     """
-    device = "NumPy was asked for" if backend == "numpy" else default_device()
-    if isinstance(device, str):
+    device = gpu_for(backend)
+    if device is None:
         cited = _cited(case, folder)
         return {name: cited.get(recipe.name, UNKNOWN) for name, recipe in recipes.items()}
     contenders = [make_contender(name, recipe) for name, recipe in recipes.items()]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from cupy_intfa.bench.cases import SUITES
 from cupy_intfa.bench.report import load_reports
 from cupy_intfa.bench.runner import run_suite
-from cupy_intfa.device import DeviceInfo, default_device
+from cupy_intfa.device import gpu_for
 from cupy_intfa.recipe import PRESETS
 from cupy_intfa.study.rate_model import BOUNDS, nearest_bound
 from cupy_intfa.study.report import RESULTS
@@ -40,7 +40,7 @@ class Settings:
 
 def _measure(settings: Settings, backend: str) -> list[Row]:
     """Read the benchmark's reports, or make them on the GPU that is there."""
-    if backend != "numpy" and isinstance(default_device(), DeviceInfo):
+    if gpu_for(backend) is not None:
         reports = [run_suite(SUITES[name]) for name in settings.suites]
     else:
         reports = choose_reports(load_reports(RESULTS), settings.suites)

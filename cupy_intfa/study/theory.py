@@ -22,7 +22,7 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special
 
 from cupy_intfa.recipe import Recipe
 
@@ -76,12 +76,12 @@ def _predict(top: int, reference: str, block: int, row_sum: str, keys: int, head
     counts = np.repeat(seen, _MAXIMA)[:, None]  # one line for each stratum of each maximum
     maxima = _maxima(seen)[:, None]
     z = np.linspace(-8.0, 8.0, _SCORES)
-    below = stats.norm.pdf(z) * (z <= maxima)
+    below = np.exp(-z * z / 2) * (z <= maxima)  # weights: a factor falls out
     # One of the n keys is the maximum; the others are what is below it.
     weight = np.hstack([below / below.sum(axis=1, keepdims=True) * (1 - 1 / counts), 1 / counts]) / len(maxima)
     scores = np.hstack([np.broadcast_to(z, below.shape), maxima])
     error = output = 0.0
-    for spread in np.sqrt(stats.chi2.ppf(_middles(_SPREADS), head_dim) / head_dim):
+    for spread in np.sqrt(2 * special.gammaincinv(head_dim / 2, _middles(_SPREADS)) / head_dim):
         p, step = np.exp(spread * scores), np.exp(spread * maxima) / top
         y = np.minimum(np.rint(p / step), top) * step
         mean_p = float((weight * p).sum())
@@ -102,7 +102,7 @@ def _lengths_seen(keys: int) -> list[int]:
 def _maxima(seen: list[int]) -> Float64:
     """Give quantiles of the maximum of so many N(0, 1), for each of the numbers."""
     logs = np.log(_middles(_MAXIMA))  # the maximum of n is below x with probability Φ(x)ⁿ
-    found: Float64 = np.concatenate([stats.norm.isf(-np.expm1(logs / n)) for n in seen])
+    found: Float64 = np.concatenate([-special.ndtri(-np.expm1(logs / n)) for n in seen])
     return found
 
 

@@ -10,12 +10,14 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import bellman_ford, connected_components
 
 from cupy_intfa.study.opcodes import matrix_unit
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 _LINE = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?P<guard>@!?U?P\w+\s+)?(?P<opcode>[A-Z][A-Za-z0-9_.]*)(?P<rest>.*)")
 _LABEL = re.compile(r"^(\.L_x_\w+):")
@@ -110,6 +112,8 @@ def main_loop(blocks: Sequence[Block]) -> tuple[int, list[int]]:
     ValueError
         If no loop has any.
     """
+    from scipy.sparse.csgraph import connected_components
+
     members, head = list(range(len(blocks))), -1
     while True:
         inside = [i for i in members if i != head]
@@ -141,6 +145,8 @@ def shortest_turn(blocks: Sequence[Block]) -> Counter[str]:
     Counter of str
         By opcode, for one warp.
     """
+    from scipy.sparse.csgraph import bellman_ford
+
     head, members = main_loop(blocks)
     before = bellman_ford(_graph(blocks, members, head), indices=head, return_predecessors=True)
     lengths, came_from = (found.ravel() for found in before)
@@ -154,6 +160,8 @@ def shortest_turn(blocks: Sequence[Block]) -> Counter[str]:
 
 def _graph(blocks: Sequence[Block], members: Iterable[int], head: int = -1) -> csr_array:
     """Make the graph of some blocks without the jumps to the head; an edge is as long as the block that it leads to."""
+    from scipy.sparse import csr_array
+
     inside = set(members)
     edges = [(i, j) for i in inside for j in dict.fromkeys(blocks[i].after) if j in inside and j != head]
     lengths = [len(blocks[j].opcodes) - _MANY * blocks[j].matrices for _, j in edges]

@@ -314,3 +314,26 @@ def test_arguments_are_checked() -> None:
 def test_a_source_that_does_not_compile_says_why() -> None:
     with pytest.raises(CompileError, match=r"(?s)sm_80: .*identifier \"nonsense\" is undefined"):
         compile_ptx('extern "C" __global__ void small() { nonsense(); }', "sm_80")
+
+
+def test_an_atomic_of_what_nobody_has_written_is_found() -> None:
+    source = """extern "C" __global__ void small(const unsigned* in, unsigned* out) {
+        __shared__ unsigned most;
+        atomicMax(&most, in[threadIdx.x]);
+        __syncthreads();
+        if (threadIdx.x == 0) out[0] = most;
+    }"""
+    with pytest.raises(SimulationError, match="uninitialised: atomic of"):
+        run_cuda(source, np.arange(128, dtype=np.uint32), out=((1,), "u4"))
+
+
+def test_a_threads_own_memory_has_bounds() -> None:
+    source = """extern "C" __global__ void small(const int* in, int* out) {
+        int x[8];
+        for (int i = 0; i < 8; ++i) x[i] = 100 * threadIdx.x + i;
+        asm volatile("" ::: "memory");
+        x[in[threadIdx.x]] = 7;
+        out[threadIdx.x] = x[(in[threadIdx.x] + 1) & 7];
+    }"""
+    with pytest.raises(SimulationError, match="bounds: 4 bytes at byte 36 of the thread's local memory, which has 32"):
+        run_cuda(source, np.full(128, 9, np.int32))
