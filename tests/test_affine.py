@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from small_arrays import f32
+from small_arrays import arrays, f32
 from strategies import DTYPES, Array, dtype_of, seeds
 
 from cupy_intfa.quantize.affine import (
@@ -31,28 +31,8 @@ GRANULARITIES = st.sampled_from(
     )
 )
 FORMATS = st.sampled_from(tuple(INTEGERS))
-SHAPES = st.sampled_from(((1,), (13,), (3, 8), (5, 11), (2, 3, 9)))
 FORMS = ("zero_point", "minimum")
 SIGNED = [name for name, fmt in INTEGERS.items() if fmt.is_signed]
-
-
-@st.composite
-def arrays(draw: st.DrawFn) -> Array:
-    """Draw a float32 array: normal, far from 0, constant, of exponents from subnormal to 10³⁷, or sparse."""
-    rng, shape = np.random.default_rng(draw(seeds)), draw(SHAPES)
-    family = draw(st.sampled_from(("normal", "shifted", "constant", "wide", "sparse", "zeros")))
-    x = rng.standard_normal(shape)
-    if family == "shifted":
-        x = 1000 + x
-    elif family == "constant":
-        x = np.full(shape, x.flat[0])
-    elif family == "wide":
-        x = np.sign(x) * 10.0 ** rng.uniform(-44, 37, shape)
-    elif family == "sparse":
-        x = x * (rng.uniform(size=shape) < 0.2)
-    elif family == "zeros":
-        x = 0 * x
-    return x.astype(np.float32)
 
 
 def quantize(x: Array, form: str, format: str, granularity: Granularity | str = "tensor") -> QuantizedTensor:

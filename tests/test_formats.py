@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import norm
+from small_arrays import arrays
 from strategies import DTYPES, Array, dtype_of, seeds
 
 from cupy_intfa.quantize.affine import quantize_symmetric
@@ -135,6 +136,16 @@ def test_error_stays_within_the_bound(name: str, granularity: Granularity, shape
     assert (np.abs(again.dequantize() - quantized.dequantize()) <= 3e-7 * np.abs(quantized.dequantize())).all()
 
 
+@given(st.sampled_from(CODEBOOKS), BLOCKS, arrays())
+def test_values_of_every_size_stay_within_the_bound(name: str, granularity: Granularity, x: Array) -> None:
+    """Zeros, constants, and exponents from subnormal to 10³⁷ beside each other."""
+    x = np.abs(x) if name == "dynamic8_unsigned" else x
+    quantized = quantize_blockwise(x, name, granularity)
+    back = quantized.dequantize()
+    assert (np.abs(back.astype(np.float64) - x) <= quantized.error_bound()).all()
+    assert (back[x == 0] == 0).all()
+
+
 @given(st.sampled_from(CODEBOOKS), seeds)
 def test_larger_values_never_come_back_smaller(name: str, seed: int) -> None:
     x = np.sort(normal(seed, 300))
@@ -185,9 +196,9 @@ def test_tiny_blocks_and_zeros(name: str) -> None:
 
 
 @pytest.mark.parametrize("shape", [(0,), (0, 3), (3, 0)])
-@pytest.mark.parametrize("double", [False, True])
-def test_empty_arrays_stay_empty(shape: tuple[int, ...], double: bool) -> None:
-    quantized = quantize_blockwise(np.zeros(shape, np.float32), double=double)
+@pytest.mark.parametrize(("name", "double"), [*((name, False) for name in CODEBOOKS), ("nf4", True)])
+def test_empty_arrays_stay_empty(shape: tuple[int, ...], name: str, double: bool) -> None:
+    quantized = quantize_blockwise(np.zeros(shape, np.float32), name, double=double)
     assert quantized.dequantize().shape == shape
     assert np.isnan(quantized.bits_per_element)
 
