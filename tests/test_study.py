@@ -26,7 +26,17 @@ from cupy_intfa.plan import make_plan
 from cupy_intfa.problem import make_problem
 from cupy_intfa.reference import oracle
 from cupy_intfa.simulator import simulated_device
-from cupy_intfa.study import ablation, adversarial, depth, error_tables, length, low_bits, memory, speed, v_quantisation
+from cupy_intfa.study import (
+    ablation,
+    adversarial,
+    depth,
+    error_tables,
+    length,
+    low_bits,
+    memory,
+    recipe_speeds,
+    v_quantisation,
+)
 from cupy_intfa.study.errors import REAL, Trial, make_trial, make_trials, measure_error, summarise
 from cupy_intfa.study.registry import STUDIES
 from cupy_intfa.study.report import RESULTS, StudyReport, from_json, load_study
@@ -348,10 +358,10 @@ def test_speeds_are_those_of_the_report() -> None:
     stored = json.loads((RESULTS / "prefill_nvidia-h200.json").read_text(encoding="utf-8"))
     kernel = stored["results"][5]["entries"]["fast"]["forms"]["kernel"]
     recipes = {"a": get_recipe("fast"), "b": get_recipe("fast", rotate=True)}
-    found = speed.find_speeds(recipes, case, "numpy")
+    found = recipe_speeds.find_speeds(recipes, case, "numpy")
     assert found["a"] == {"tops": kernel["tops"], "tops_from": f"{stored['gpu']}, {stored['date'][:10]}"}
-    assert found["b"] == speed.UNKNOWN
-    assert speed.find_speeds(recipes, replace(case, head_dim=96), "numpy")["a"] == speed.UNKNOWN
+    assert found["b"] == recipe_speeds.UNKNOWN
+    assert recipe_speeds.find_speeds(recipes, replace(case, head_dim=96), "numpy")["a"] == recipe_speeds.UNKNOWN
 
 
 def test_speeds_are_measured_where_there_is_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -368,9 +378,11 @@ def test_speeds_are_measured_where_there_is_a_gpu(monkeypatch: pytest.MonkeyPatc
         ("EventTimer", lambda: None),
         ("make_inputs", lambda *_: None),
     ):
-        monkeypatch.setattr(speed, name, fake)
-    found = speed.find_speeds({"a": get_recipe("fast"), "b": get_recipe("fast", v_granularity="token")}, case, "auto")
-    assert found == {"a": {"tops": 500.0, "tops_from": "simulated sm_90a"}, "b": speed.UNKNOWN}
+        monkeypatch.setattr(recipe_speeds, name, fake)
+    found = recipe_speeds.find_speeds(
+        {"a": get_recipe("fast"), "b": get_recipe("fast", v_granularity="token")}, case, "auto"
+    )
+    assert found == {"a": {"tops": 500.0, "tops_from": "simulated sm_90a"}, "b": recipe_speeds.UNKNOWN}
 
 
 # Length

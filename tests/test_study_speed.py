@@ -11,13 +11,13 @@ from cupy_intfa.bench.cases import SUITES, Case, square
 from cupy_intfa.bench.report import CaseResult, Entry, Measured, Report
 from cupy_intfa.bench.timing import summarise
 from cupy_intfa.simulator import simulated_device
-from cupy_intfa.study import speed_rows, speed_tables
+from cupy_intfa.study import speed, speed_rows
 from cupy_intfa.study.report import RESULTS, load_study
+from cupy_intfa.study.speed import PUBLISHED
 from cupy_intfa.study.speed_rows import EARLIER, choose_reports, gains, make_rows, seen_as
-from cupy_intfa.study.speed_tables import PUBLISHED
 from cupy_intfa.study.study import one, pick
 
-SETTINGS = speed_tables.Settings()
+SETTINGS = speed.Settings()
 OLD, NEW = "2026-11-21T12:54:38+00:00", "2030-01-01T00:00:00+00:00"
 
 
@@ -59,7 +59,7 @@ def of_claim(gain: float) -> list[dict[str, Any]]:
 
 
 def test_rows_are_those_of_the_reports() -> None:
-    rows = speed_tables.STUDY.measure(SETTINGS, "numpy")
+    rows = speed.STUDY.measure(SETTINGS, "numpy")
     for name in ("prefill", "causal"):
         stored = json.loads((RESULTS / f"{name}_nvidia-h200.json").read_text(encoding="utf-8"))
         for result in stored["results"]:
@@ -80,7 +80,7 @@ def test_rows_are_those_of_the_reports() -> None:
 
 def test_result_is_that_of_the_reports_that_are_there() -> None:
     stored = load_study("speed")
-    assert list(stored.rows) == speed_tables.STUDY.measure(SETTINGS, "numpy"), "python -m cupy_intfa study speed"
+    assert list(stored.rows) == speed.STUDY.measure(SETTINGS, "numpy"), "python -m cupy_intfa study speed"
 
 
 def test_who_quantises_nothing_counts_for_both_forms() -> None:
@@ -100,7 +100,7 @@ def test_who_quantises_nothing_counts_for_both_forms() -> None:
     [(1.01, "reached at 1k, 2k, 4k, 8k, 16k"), (0.99, "not reached")],
 )
 def test_claim_is_decided_by_the_rows(share: float, verdict: str) -> None:
-    said = list(speed_tables.STUDY.findings(of_claim(share)))
+    said = list(speed.STUDY.findings(of_claim(share)))
     (text,) = (text for text in said if text.startswith("`paper` against FA2 fp16, D 64"))
     assert text.endswith(f"The paper's gain, from quantised tensors: {verdict}.")
     assert f"8k +{72 * share:.0f} %" in text
@@ -115,7 +115,7 @@ def test_ranking_names_the_fastest_and_our_place() -> None:
     entries["fast"] = measured(long, kernel=290.0, e2e=360.0)
     entries["SageAttention 2"] = Entry(cited={"kernel": 380.0}, source="elsewhere", missing="not installed")
     rows = make_rows([report("prefill", {long: entries, case(64, 128): {"fast": measured(long, kernel=9.0)}})], [])
-    kernels, whole = speed_tables._rank(rows)
+    kernels, whole = speed._rank(rows)
     assert kernels == (
         "B4 H32 S16k D128, from quantised tensors, TOPS of 5: a 400, SageAttention 2 380 (an earlier date), c 350; "
         "the first of ours `fast` 290, place 5."
@@ -156,7 +156,7 @@ def test_bounds_are_those_of_the_kernel_that_ran() -> None:
         (row,) = pick(rows, contender="fast", form="kernel")
         assert (row["kernel"], row["nearest"]) == (kernel, nearest)
         assert {row["kernel"] for row in rows if row["contender"] != "fast" or row["form"] == "e2e"} == {None}
-        (said,) = speed_tables._say_what_bounds(rows)
+        (said,) = speed._say_what_bounds(rows)
         assert said == f"D 128, 16k keys, share of the nearest bound: `fast` {share} % of {nearest}."
     assert make_rows([report("prefill", entries)], [])[0]["nearest"] is None
 
@@ -174,12 +174,12 @@ def test_suites_are_measured_where_there_is_a_gpu(monkeypatch: pytest.MonkeyPatc
         first = suite.cases[0]
         return report(suite.name, {first: {"fast": measured(first, kernel=123.0)}})
 
-    monkeypatch.setattr(speed_tables, "gpu_for", {"auto": simulated_device("sm_90a")}.get)
-    monkeypatch.setattr(speed_tables, "run_suite", run_suite)
-    rows = speed_tables.STUDY.measure(SETTINGS, "auto")
+    monkeypatch.setattr(speed, "gpu_for", {"auto": simulated_device("sm_90a")}.get)
+    monkeypatch.setattr(speed, "run_suite", run_suite)
+    rows = speed.STUDY.measure(SETTINGS, "auto")
     assert run == list(SETTINGS.suites)
     assert all(row["tops"] == pytest.approx(123.0) for row in rows)
-    speed_tables.STUDY.measure(SETTINGS, "numpy")
+    speed.STUDY.measure(SETTINGS, "numpy")
     assert run == list(SETTINGS.suites)
     assert set(SETTINGS.suites) <= set(SUITES)
 
@@ -201,5 +201,5 @@ def test_fastest_of_ours_is_chosen_by_the_longest_rows() -> None:
         ],
         [],
     )
-    assert speed_tables.fastest_of_ours(rows) == "paper"
-    assert speed_tables.fastest_of_ours(pick(rows, keys=64)) == "half"
+    assert speed.fastest_of_ours(rows) == "paper"
+    assert speed.fastest_of_ours(pick(rows, keys=64)) == "half"

@@ -117,6 +117,11 @@ class Report:
         """Suite and GPU."""
         return f"{self.suite}_{re.sub(r'[^a-z0-9]+', '-', self.gpu.lower()).strip('-')}.json"
 
+    @property
+    def measured_on(self) -> str:
+        """Machine, day and commit, to cite a row by."""
+        return f"{self.gpu}, {self.date[:10]}, commit {self.commit}{'-dirty' if self.dirty else ''}"
+
     def to_json(self) -> dict[str, Any]:
         """Give what `from_json` reads, in the types of JSON."""
         return {"schema": SCHEMA, **asdict(self)}

@@ -166,7 +166,7 @@ def _rates_of(report: Report) -> dict[tuple[str, int], tuple[float, str]]:
     if not attention_sm90_was_there(report) or chips()[MEASURED].chip not in report.gpu:
         return {}
     return {
-        (recipe, result.case.head_dim): (form.tops, f"{report.gpu}, {report.date[:10]}, commit {report.commit}")
+        (recipe, result.case.head_dim): (form.tops, report.measured_on)
         for result in report.results
         if result.case == measured_case(result.case.head_dim)
         for recipe in PRESETS

@@ -15,14 +15,14 @@ from cupy_intfa.study import (
     length,
     low_bits,
     memory,
-    speed_tables,
+    speed,
     v_quantisation,
 )
 from cupy_intfa.study.study import Study
 
 _MODULES = (
     *(error_tables, ablation, adversarial, v_quantisation, length, low_bits, memory, depth),
-    *(speed_tables, architectures),
+    *(speed, architectures),
 )
 
 STUDIES: Mapping[str, Study[Any]] = MappingProxyType({module.STUDY.name: module.STUDY for module in _MODULES})

@@ -88,7 +88,7 @@ def make_rows(reports: Iterable[Report], roofline: Rows) -> list[Row]:
 def _rows_of_case(report: Report, result: CaseResult, roofline: Rows) -> Iterator[Row]:
     case = result.case
     shape = {"mask": CAUSAL if case.causal else PLAIN, "head_dim": case.head_dim, "keys": case.kv_len}
-    on = f"{report.gpu}, {report.date[:10]}, commit {report.commit}{'-dirty' if report.dirty else ''}"
+    on = report.measured_on
     for name, entry in result.entries.items():
         bounds = _bounds_of(report, name, case.head_dim, roofline)
         for form, tops, error in _rates(entry):

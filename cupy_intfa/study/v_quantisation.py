@@ -9,7 +9,7 @@ from statistics import fmean
 from cupy_intfa.bench.cases import Case, square
 from cupy_intfa.recipe import Recipe, get_recipe
 from cupy_intfa.study.errors import REAL, Samples, measure_error
-from cupy_intfa.study.speed import find_speeds
+from cupy_intfa.study.recipe_speeds import find_speeds
 from cupy_intfa.study.study import Pivot, Row, Rows, Study, distinct, one, pick
 
 REFERENCES = {"running": "fast", "tile": "precise"}  # the presets that each reference of P comes from
