@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from cupy_intfa.arrays import Operands, dtype_name, give_back, kind_of, take_in
-from cupy_intfa.backends import attend_on_cuda, attend_on_numpy, quantise_on_cuda, quantise_on_numpy, to_bhsd
+from cupy_intfa.backends import attend_on_cuda, attend_on_numpy, quantise_on_cuda, quantise_on_numpy
+from cupy_intfa.checks import check_out, host_target, refuse_non_finite, to_host
 from cupy_intfa.device import DeviceInfo, default_device, device_info
 from cupy_intfa.plan import CudaPlan, Plan, check_backend, make_plan
-from cupy_intfa.problem import DTYPES, AttentionProblem, make_problem
+from cupy_intfa.problem import DTYPES, make_problem
 from cupy_intfa.quantize import QuantizedQKV
 from cupy_intfa.quantize.arithmetic import Array
 from cupy_intfa.recipe import DEFAULT_RECIPE, Recipe, get_recipe
@@ -100,16 +101,16 @@ def attention(
     ((1, 2, 128, 64), 'float32', (1, 2, 128))
     """
     operands, plan = _read(q, k, v, is_causal, causal_alignment, scale, layout, recipe, backend)
-    target = _check_out(out, plan.problem, operands)
+    target = check_out(out, plan.problem, operands)
     _check_workspace(workspace, plan.cuda if plan.backend == "cuda" else None)
     if check_finite:
-        _refuse_non_finite(operands, plan.problem)
+        refuse_non_finite(operands, plan.problem)
     if plan.backend == "simulate":
-        o, lse = attend_in_simulation(plan, _to_host(operands.arrays), _host_target(target), return_lse)
+        o, lse = attend_in_simulation(plan, to_host(operands.arrays), host_target(target), return_lse)
     elif plan.cuda:
         o, lse = attend_on_cuda(plan, plan.cuda, operands.arrays, operands, target, return_lse, workspace)
     else:
-        o, lse = attend_on_numpy(plan, quantise_on_numpy(plan, _to_host(operands.arrays)), _host_target(target))
+        o, lse = attend_on_numpy(plan, quantise_on_numpy(plan, to_host(operands.arrays)), host_target(target))
     return _answer(o, lse, operands, out, target, return_lse)
 
 
@@ -160,12 +161,12 @@ def quantize_qkv(
     """
     operands, plan = _read(q, k, v, False, None, None, layout, recipe, backend)
     if check_finite:
-        _refuse_non_finite(operands, plan.problem)
+        refuse_non_finite(operands, plan.problem)
     if plan.backend == "simulate":
-        return quantise_in_simulation(plan, _to_host(operands.arrays))
+        return quantise_in_simulation(plan, to_host(operands.arrays))
     if plan.cuda:
         return quantise_on_cuda(plan, plan.cuda, operands.arrays, operands)
-    return quantise_on_numpy(plan, _to_host(operands.arrays))
+    return quantise_on_numpy(plan, to_host(operands.arrays))
 
 
 def attention_quantized(
@@ -233,14 +234,14 @@ def attention_quantized(
         _find_device(operands, backend),
         qkv.batched,
     )
-    target = _check_out(out, plan.problem, operands)
+    target = check_out(out, plan.problem, operands)
     _check_workspace(workspace, plan.cuda if plan.backend == "cuda" else None)
     if plan.backend == "simulate":
-        o, lse = attend_in_simulation(plan, qkv, _host_target(target), return_lse)
+        o, lse = attend_in_simulation(plan, qkv, host_target(target), return_lse)
     elif plan.cuda:
         o, lse = attend_on_cuda(plan, plan.cuda, qkv, operands, target, return_lse, workspace)
     else:
-        o, lse = attend_on_numpy(plan, qkv.to_host(), _host_target(target))
+        o, lse = attend_on_numpy(plan, qkv.to_host(), host_target(target))
     return _answer(o, lse, operands, out, target, return_lse)
 
 
@@ -376,27 +377,6 @@ def _user_shape(shape: tuple[int, ...], layout: str, batched: bool) -> tuple[int
     return full if batched else full[1:]
 
 
-def _check_out(out: Any, problem: AttentionProblem, operands: Operands) -> Array | None:
-    """See ``out`` as an array of the working library, in the caller's layout."""
-    if out is None:
-        return None
-    if kind_of(out) != operands.kind:
-        raise TypeError(f"out is a {kind_of(out)} array: expected {operands.kind}, like q")
-    if operands.kind == "jax":
-        raise TypeError("out is a JAX array, which cannot be filled: leave out= away")
-    target = take_in(out=out)
-    array = target.arrays[0]
-    if target.device != operands.device:
-        raise ValueError("out is on another device than q: expected the same")
-    if tuple(array.shape) != problem.out_shape:
-        raise ValueError(f"out has shape {tuple(array.shape)}: expected {problem.out_shape}")
-    if array.dtype.name != problem.dtype:
-        raise TypeError(f"out has dtype {array.dtype.name}: expected {problem.dtype}")
-    if isinstance(array, np.ndarray) and not array.flags.writeable:
-        raise ValueError("out is read-only: expected an array that can be written")
-    return array
-
-
 def _find_device(operands: Operands, backend: str) -> DeviceInfo | str:
     """Give the GPU that a call may use: the arrays' own, or the one that host arrays travel to."""
     check_backend(backend)
@@ -419,27 +399,6 @@ def _check_workspace(workspace: Any, cuda: CudaPlan | None) -> None:
             f"workspace has {workspace.size} bytes on device {workspace.device.id}: expected at least "
             f"{cuda.workspace_bytes} on device {cuda.device.ordinal}, from explain(…).workspace()"
         )
-
-
-def _refuse_non_finite(operands: Operands, problem: AttentionProblem) -> None:
-    for name, x in zip("qkv", _to_host(operands.arrays), strict=True):
-        with np.errstate(over="ignore"):
-            finite = np.isfinite(to_bhsd(x, problem.layout, problem.batched).astype(np.float32))
-        bad = np.argwhere(~finite)
-        if len(bad):
-            where = tuple(int(i) for i in bad[0])
-            raise ValueError(
-                f"{name} holds {len(bad)} values that are not finite in float32, the first at (batch, head, token, "
-                f"channel) = {where}: clean the input, or pass check_finite=False to get NaN in the rows they reach"
-            )
-
-
-def _to_host(arrays: tuple[Array, ...]) -> tuple[Array, ...]:
-    return tuple(x if isinstance(x, np.ndarray) else x.get() for x in arrays)
-
-
-def _host_target(target: Array | None) -> Array | None:
-    return target if isinstance(target, np.ndarray) else None
 
 
 def _answer(o: Array, lse: Array | None, operands: Operands, out: Any, target: Array | None, return_lse: bool) -> Any:

@@ -131,12 +131,12 @@ def _sm90(problem: AttentionProblem, recipe: Recipe, device: DeviceInfo) -> Kern
         return "attention_sm90 keeps a float P relative to the running maximum only: expected p_reference='running'"
     head_dim = padded_head_dim(problem.head_dim)
     long_rows = integer_o(recipe) and problem.kv_len > LONG_ROW
-    tile = find_sm90_tile(recipe, head_dim, long_rows)
+    tile = find_sm90_tile(recipe, head_dim, problem.kv_len)
     if tile is None:
-        return f"attention_sm90 has no tile without spills for {recipe.name} at D {head_dim}"
+        return f"attention_sm90 is slower than attention_sm80 for {recipe.name} at D {head_dim}"
     shared, stages, buffers = sm90_shared_bytes(recipe, head_dim, tile, device.shared_per_block)
     chunk = next(width for width in (128, 64, 32) if head_dim % width == 0)  # columns of Q and K, a byte each
-    values = Box("v", head_dim, KEY_BLOCK)
+    values = Box("v", head_dim, KEY_BLOCK if tile.keys % KEY_BLOCK == 0 else 32)
     if not recipe.integer_pv:
         values = Box("v", tile.keys, 64 if head_dim % 64 == 0 else 32)
     return KernelChoice(

@@ -1,4 +1,4 @@
-"""A linear layer on a quantised weight: integers by integers, or floats by what the integers stand for."""
+"""Linear layers on quantised weights: integers by integers, or floats by what the integers stand for."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from cupy_intfa.arrays import dtype_name
 from cupy_intfa.gemm import int8_matmul
 from cupy_intfa.quantize.affine import quantize_symmetric
 from cupy_intfa.quantize.arithmetic import Array
-from cupy_intfa.quantize.granularity import namespace_of
+from cupy_intfa.quantize.granularity import Granularity, namespace_of
+from cupy_intfa.quantize.outliers import DecomposedWeight
 from cupy_intfa.quantize.tensor import QuantizedTensor
 
 _ACTIVATIONS = ("int8", "float")
@@ -21,9 +22,10 @@ _SIGNED = ("int8", "int4", "int2")
 class QuantizedLinear:
     """A linear layer, y = x · weightᵀ + bias, on a quantised weight.
 
-    With ``activations="int8"`` (W8A8, W4A8) every row of x is quantised to INT8 with a scale of its own, and integers
-    are multiplied exactly: by `int8_matmul`, once for each group of input channels that has scales of its own. With
-    ``"float"`` (W4A16, W8A16) x is multiplied by the dequantised weight in float32: any format, no integer product.
+    With ``activations="int8"`` (W8A8, W4A8) x is quantised to INT8 with a scale for every row, and integers are
+    multiplied exactly by `int8_matmul`. A weight in groups of input channels takes a product for each group, which also
+    has scales of x of its own: a loud channel coarsens its group, not the whole row. With ``"float"`` (W4A16, W8A16) x
+    is multiplied by the dequantised weight in float32: any format, no integer product.
 
     Parameters
     ----------
@@ -112,17 +114,71 @@ class QuantizedLinear:
         return rows.astype(np.float32) @ self.weight.dequantize().T
 
     def _by_integers(self, rows: Array) -> Array:
-        """Sum the products of the groups: in each, one scale per row of x and one per row of the weight."""
+        """Sum the products of the groups: in each, one scale per row of x and one per row of the weight, or for all."""
         xp, (n, k) = namespace_of(rows), self.weight.shape
-        if len(rows) == 0 or n == 0 or k == 0:
-            return xp.zeros((len(rows), n), np.float32)
-        inputs = quantize_symmetric(rows, "int8", "row")
-        values, codes, scales = inputs.codes(), self.weight.codes(), self.weight.scales()
-        row_scale = inputs.scales().reshape(-1)
-        span = self.weight.granularity.spans(self.weight.shape)[1] if self.weight.granularity.kind == "group" else k
         product = xp.zeros((len(rows), n), np.float32)
-        for start in range(0, k, span):
-            part = slice(start, min(start + span, k))
-            scale = xp.broadcast_to(scales, (n, k))[:, start]
-            product += int8_matmul(values[:, part], codes[:, part].T, row_scale, scale, out_dtype="float32")
+        if len(rows) == 0 or n == 0 or k == 0:
+            return product
+        spec = self.weight.granularity if self.weight.granularity.kind == "group" else Granularity("row")
+        inputs = quantize_symmetric(rows, "int8", spec)
+        values, codes = inputs.codes(), self.weight.codes()
+        scales = zip(inputs.group_scales().T, self.weight.group_scales().T, strict=True)
+        span = spec.spans(rows.shape)[1]
+        for i, (input_scale, weight_scale) in enumerate(scales):
+            part = slice(i * span, (i + 1) * span)
+            product += int8_matmul(values[:, part], codes[:, part].T, input_scale, weight_scale, out_dtype="float32")
         return product
+
+
+@dataclass(frozen=True, eq=False)
+class DecomposedLinear:
+    """A linear layer whose loud input channels are multiplied in floats, and all others in INT8: LLM.int8().
+
+    Parameters
+    ----------
+    weight : DecomposedWeight
+        From `cupy_intfa.quantize.decompose`.
+    bias : array (N,), float32, optional
+        Added at the end.
+
+    Raises
+    ------
+    ValueError
+        For a bias of another length.
+
+    Examples
+    --------
+    >>> from cupy_intfa.quantize import decompose, observe_inputs
+    >>> x = np.float32([[0.5, 100, -1]])
+    >>> split = decompose(np.float32([[1, 0.5, 0.25]]), observe_inputs(x))
+    >>> split.columns.tolist(), DecomposedLinear(split)(x).tolist()
+    ([1], [[50.25...]])
+    """
+
+    weight: DecomposedWeight
+    bias: Array | None = None
+
+    def __post_init__(self) -> None:
+        """Check the bias, as the layer of the quiet channels does."""
+        self._quiet()
+
+    def __call__(self, x: Array) -> Array:
+        """Multiply.
+
+        Parameters
+        ----------
+        x : array (…, K), float32
+            NumPy or CuPy; never written. Its loud channels are rounded to float16.
+
+        Returns
+        -------
+        array (…, N), float32
+            What `QuantizedLinear` gives for the others, plus the float16 part multiplied in float32.
+        """
+        quiet, columns = x.astype(np.float32), self.weight.columns
+        loud = quiet[..., columns].astype(np.float16).astype(np.float32)
+        quiet[..., columns] = 0
+        return self._quiet()(quiet) + loud @ self.weight.outliers.astype(np.float32).T
+
+    def _quiet(self) -> QuantizedLinear:
+        return QuantizedLinear(self.weight.weight, self.bias)

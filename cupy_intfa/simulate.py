@@ -13,6 +13,7 @@ import numpy as np
 
 from cupy_intfa import launch
 from cupy_intfa.arrays import take_in
+from cupy_intfa.checks import check_out, refuse_non_finite
 from cupy_intfa.packing import pack, unpack
 from cupy_intfa.plan import CudaPlan, Plan, make_plan
 from cupy_intfa.problem import make_problem
@@ -126,6 +127,9 @@ def simulate(
     layout: str = "bhsd",
     recipe: str | Recipe = DEFAULT_RECIPE,
     return_lse: bool = False,
+    out: Any = None,
+    workspace: Any = None,
+    check_finite: bool = False,
     backend: str = "cuda",
 ) -> Any:
     """Run what `attention` would run on a GPU, on none: quantise kernels and attention kernel, thread by thread.
@@ -141,7 +145,11 @@ def simulate(
         The GPU to be: ``sm_75``, ``sm_80``, ``sm_86``, ``sm_89``, ``sm_90a``, ``sm_100`` or ``sm_120``.
     seed : int, optional
         Draws the order in which warps run; without it all run in step.
-    is_causal, causal_alignment, scale, layout, recipe, return_lse
+    is_causal, causal_alignment, scale, layout, recipe, return_lse, out
+        As of `attention`.
+    workspace : None
+        A GPU's memory, of which a simulation has none: anything else is refused.
+    check_finite : bool
         As of `attention`.
     backend : {"cuda", "sm90", "sm80", "dp4a", "naive"}
         The kernel: ``cuda`` is the one that the plan takes, the others are named as of `attention`.
@@ -149,7 +157,7 @@ def simulate(
     Returns
     -------
     out : array
-        Shape and dtype of q, NumPy.
+        Shape and dtype of q, NumPy; or what was given as ``out``.
     lse : array (B, Hq, Sq), float32
         Only if ``return_lse``.
     trace : Trace
@@ -158,7 +166,7 @@ def simulate(
     Raises
     ------
     ValueError, TypeError, NotImplementedError
-        As `attention`; for an unknown ``arch``.
+        As `attention`; for an unknown ``arch`` or a ``workspace``.
     FileNotFoundError
         Where NVRTC is not installed; the text says what to install.
     SimulationError
@@ -172,6 +180,8 @@ def simulate(
     >>> out.shape, trace.kernel, trace.scores
     ((1, 1, 16, 32), 'attention_sm80', 256)
     """
+    if workspace is not None:
+        raise ValueError("workspace= is memory of a GPU, and a simulation has its own: leave it away")
     operands = take_in(q=q, k=k, v=v)
     if operands.device is not None:
         raise TypeError("q, k and v are on a GPU: the simulator takes arrays on the CPU")
@@ -188,8 +198,13 @@ def simulate(
         layout=layout,
     )
     plan = make_plan(problem, get_recipe(recipe), backend, simulated_device(arch))
+    target = check_out(out, problem, operands)
+    if check_finite:
+        refuse_non_finite(operands, problem)
     simulator = Simulator(simulated_device(arch), Options(seed=seed, detailed=True))
-    workspace = quantise_simulated(simulator, plan, arrays)
-    out, lse = attend_simulated(simulator, plan, workspace, return_lse, arrays[0].dtype)
-    trace = trace_of(simulator, plan)
-    return (out, lse, trace) if return_lse else (out, trace)
+    place = quantise_simulated(simulator, plan, arrays)
+    found, lse = attend_simulated(simulator, plan, place, return_lse, arrays[0].dtype)
+    if target is not None:
+        target[...] = found
+    answer, trace = found if out is None else out, trace_of(simulator, plan)
+    return (answer, lse, trace) if return_lse else (answer, trace)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cupy_intfa.recipe import Recipe
 from cupy_intfa.tiles import integer_o
@@ -44,7 +43,7 @@ class Sm90Tile:
         return _WARPGROUP * (self.warpgroups + 1)
 
 
-def find_sm90_tile(recipe: Recipe, head_dim: int, long_rows: bool) -> Sm90Tile | None:
+def find_sm90_tile(recipe: Recipe, head_dim: int, kv_len: int) -> Sm90Tile | None:
     """Look a tile up.
 
     Parameters
@@ -53,32 +52,30 @@ def find_sm90_tile(recipe: Recipe, head_dim: int, long_rows: bool) -> Sm90Tile |
         The numerics, with int8 Q and K.
     head_dim : int
         Padded head dimension.
-    long_rows : bool
-        Whether rows may have more than 65 536 keys.
+    kv_len : int
+        Keys: a large tile is not for short rows.
 
     Returns
     -------
     Sm90Tile or None
-        None where every tile would spill registers.
+        The tile; none of them spills registers. None where attention_sm80 is faster.
 
     Examples
     --------
     >>> from cupy_intfa.recipe import PRESETS
-    >>> find_sm90_tile(PRESETS["fast"], 128, False)
-    Sm90Tile(keys=128, warpgroups=2, q_shared=False, cubic=4)
+    >>> find_sm90_tile(PRESETS["fast"], 128, 16384)
+    Sm90Tile(keys=192, warpgroups=2, q_shared=True, cubic=3)
     """
     token = recipe.k_granularity == "token"
-    if recipe.pv == "float16":
-        kind = "half_token" if token else "half"
-    elif integer_o(recipe):
-        # The polynomial is for P of 8 bits whose sum is taken before it is rounded.
-        tuned = recipe.p_levels == 255 and recipe.row_sum == "exact"
-        kind = "integer_token" if token else "tuned" if tuned else "integer"
-        if long_rows and head_dim in _TILES.get(f"{kind}_long", {}):
-            kind += "_long"
-    else:
-        kind = "float_o_running" if recipe.p_reference == "running" else "float_o_token" if token else "float_o"
-    return _TILES[kind].get(head_dim)
+    if not recipe.integer_pv:
+        return _HALF[head_dim]
+    if not integer_o(recipe):
+        return _FLOAT_O.get(head_dim)
+    if token:
+        return _INTEGER_TOKEN[head_dim]
+    tile = _SHORT.get(head_dim, _INTEGER[head_dim]) if kv_len < _LARGE_FROM else _INTEGER[head_dim]
+    # The polynomial is for P of 8 bits whose sum is taken before it is rounded.
+    return tile if recipe.p_levels == 255 and recipe.row_sum == "exact" else replace(tile, cubic=0)
 
 
 def sm90_shared_bytes(recipe: Recipe, head_dim: int, tile: Sm90Tile, limit: int) -> tuple[int, int, int]:
@@ -101,53 +98,47 @@ def sm90_shared_bytes(recipe: Recipe, head_dim: int, tile: Sm90Tile, limit: int)
         Bytes, key tiles, and blocks of Q in shared memory: kernels_cu/intfa/pipeline.cuh.
     """
     stage = tile.keys * head_dim * (3 if recipe.pv == "float16" else 2)
-    scales = tile.keys if recipe.k_granularity == "token" else tile.keys // 16
+    scales = tile.keys if recipe.k_granularity == "token" else -(-tile.keys // 64) * 4
     if "block" in recipe.v_granularity:
         scales += head_dim * (tile.keys // 64)
-    item = -(-(tile.rows * head_dim + 8 * tile.rows + 8 * head_dim) // _GRAIN) * _GRAIN
+    item = -(-(tile.rows * head_dim + 8 * tile.rows + 4 * head_dim) // _GRAIN) * _GRAIN
     per_stage = stage + 4 * scales + tile.keys + 16
-    buffers = 2 if 2 * (item + 16) + 2 * per_stage <= limit else 1
+    buffers = 2 if 2 * (item + 16) + _FEWEST_STAGES * per_stage <= limit else 1
     stages = min(_MOST_STAGES, (limit - buffers * (item + 16)) // per_stage)
     return stages * per_stage + buffers * (item + 16), stages, buffers
 
 
-_MOST_STAGES = 4
-_INTEGER = {96: Sm90Tile(128), 128: Sm90Tile(128), 192: Sm90Tile(64)}
-_FLOAT_O = {
+_FEWEST_STAGES, _MOST_STAGES = 3, 4  # with two a tile is on its way for less than a turn: 557 of 909 TOPS at D 128
+_LARGE_FROM = 2048  # keys
+_INTEGER = {
+    32: Sm90Tile(128, 3, q_shared=True, cubic=4),
+    64: Sm90Tile(128, 3, q_shared=True, cubic=4),
+    96: Sm90Tile(128, 3, q_shared=True, cubic=4),
+    128: Sm90Tile(192, q_shared=True, cubic=3),
+    192: Sm90Tile(128, q_shared=True, cubic=3),
+    256: Sm90Tile(128, q_shared=True, cubic=4),
+}
+_SHORT = {128: Sm90Tile(128, q_shared=True, cubic=3)}
+_INTEGER_TOKEN = {
+    32: Sm90Tile(128, 3, q_shared=True),
+    64: Sm90Tile(128, 3, q_shared=True),
+    96: Sm90Tile(128, 3, q_shared=True),
+    128: Sm90Tile(96, 3, q_shared=True),
+    192: Sm90Tile(128, q_shared=True),
+    256: Sm90Tile(96, q_shared=True),
+}
+_FLOAT_O = {  # D 32: 235 TOPS, attention_sm80 244
     64: Sm90Tile(64, 3),
     96: Sm90Tile(64, 3, q_shared=True),
     128: Sm90Tile(64, 3, q_shared=True),
-    192: Sm90Tile(64),
+    192: Sm90Tile(64, q_shared=True),
     256: Sm90Tile(64, q_shared=True),
 }
 _HALF = {
-    64: Sm90Tile(64, 3),
+    32: Sm90Tile(128, 3, q_shared=True),
+    64: Sm90Tile(128, 3, q_shared=True),
     96: Sm90Tile(64, 3),
     128: Sm90Tile(64, 3, q_shared=True),
-    192: Sm90Tile(64),
+    192: Sm90Tile(96, q_shared=True),
     256: Sm90Tile(64, q_shared=True),
-}
-_TILES: Mapping[str, Mapping[int, Sm90Tile | None]] = {
-    "tuned": {
-        64: Sm90Tile(128, 3, q_shared=True, cubic=4),
-        96: Sm90Tile(128, cubic=4),
-        128: Sm90Tile(128, cubic=4),
-        192: Sm90Tile(64, cubic=4),
-        256: Sm90Tile(64, cubic=4),
-    },
-    "tuned_long": {256: Sm90Tile(64, q_shared=True, cubic=4)},  # the other one spills here, and this one there
-    "integer": {64: Sm90Tile(128, 3, q_shared=True), **_INTEGER, 256: Sm90Tile(64)},
-    "integer_long": {256: None},
-    "integer_token": {
-        64: Sm90Tile(128, 3, q_shared=True),
-        96: Sm90Tile(64, 3),
-        128: Sm90Tile(64, 3, q_shared=True),
-        192: Sm90Tile(64),
-        256: Sm90Tile(64, q_shared=True),
-    },
-    "float_o": _FLOAT_O,
-    "float_o_token": {**_FLOAT_O, 192: Sm90Tile(64, q_shared=True)},
-    "float_o_running": {**_FLOAT_O, 192: Sm90Tile(64, q_shared=True), 256: None},
-    "half": _HALF,
-    "half_token": _HALF,
 }

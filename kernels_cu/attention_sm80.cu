@@ -70,12 +70,13 @@ __device__ __forceinline__ void raise_maxima(Rows (&rows)[kM], Output& o, const 
     for (s32 m = 0; m < kM; ++m)
 #pragma unroll
         for (s32 r = 0; r < 2; ++r) {
-            if (!__any_sync(0xffffffffu, top[m][r] > rows[m].m[r])) continue;
-            const float raised = fmaxf(rows[m].m[r], top[m][r]);
-            const float alpha = exp2_approx(rows[m].m[r] - raised);  // 1 where the maximum has not grown
-            rescale(o[m], r, alpha);
-            rows[m].l[r] *= alpha;
-            rows[m].m[r] = raised;
+            if (top[m][r] >
+                rows[m].m[r]) {  // lanes of rows that have grown: the others' bits stay as they are
+                const float alpha = exp2_approx(rows[m].m[r] - top[m][r]);
+                rescale(o[m], r, alpha, rows[m].l[r]);
+                rows[m].l[r] *= alpha;
+                rows[m].m[r] = top[m][r];
+            }
         }
 }
 

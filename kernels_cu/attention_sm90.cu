@@ -4,20 +4,21 @@
 //             producer warpgroup and kWarps / 4 consumer warpgroups of 64 rows each.
 // Inputs      the packing (cupy_intfa/packing.py) through AttentionParams, and tensor maps of its q, k and v.
 // Outputs     out, any strides and float type; lse where asked for; o_flush as scratch for rows of > 65 536 keys.
-// Tiles       B_r = 128 or 192 rows, B_c = 64 or 128 keys, D padded to kD.
+// Tiles       B_r = 128 or 192 rows, B_c = 64, 96, 128 or 192 keys, D padded to kD.
 // Fragments   m64nNk32: warp w of a warpgroup owns rows 16w to 16w + 15, and a lane 4g + t of them what it owns of
 //             m16n8k32 tiles side by side (ptx_mma.cuh); S becomes A of the second product in place.
-// Shared map  kStages x { K [B_c][D], V [D][64] per 64 keys or float16 [B_c][D] }, kItemBuffers x { Q, scales and marks of
-//             its rows, scales and means of V }, kStages x { scales of K and V, places of sorted keys }, barriers
+// Shared map  kStages x { K [B_c][D], V [D][64] per 64 keys, [D][32] per 32 where B_c is 96, or float16 [B_c][D] }, kItemBuffers x { Q, scales and marks of
+//             its rows, scales of V }, kStages x { scales of K and V, places of sorted keys }, barriers
 //             (pipeline.cuh). Tiles lie in the swizzle of their tensor map.
 // Pipeline    consumers  | Copy (producer)             | Q K^T        | softmax + quantise P | P V
 //             turn j     | up to j + kStages - 1       | j, in flight | j                    | j - 1, under the softmax
+//             P lies in one set of registers: P V of turn j - 1 is waited for amid the softmax, before P is packed.
 // Sync        a pair of mbarriers per stage and per item buffer: full (copies have landed), empty (all warps have left).
 //             Warpgroups meet only there.
 // Numerics    scores are integers up to the exponent (group scales), the maximum with three operands an instruction; the
 //             first of every kCubic groups of 16 keys takes 2^x from a cubic in float16 pairs (ptx_math.cuh), the others
 //             from the special function unit. O int32 across tiles while P is relative to the running maximum: a row whose
-//             maximum grows is rescaled alone. float32 O with a reference per tile or a scale of V per block, whose
+//             maximum grows is rescaled alone (rescale.cuh). float32 O with a reference per tile or a scale of V per block, whose
 //             reference stays until a maximum is 2^20 times larger. An exact row sum adds P in float16, in a fixed order.
 // Edges       keys beyond kv_len and rows beyond q_len are padding, or rows of the next head; tiles no row sees are not
 //             visited, tiles that need no mask do not compute one.
@@ -39,6 +40,7 @@ struct Consumer {
     Work work;
 
     __device__ __forceinline__ s32 first_row() const { return work.first_row + 16 * warp; }
+    __device__ __forceinline__ s32 warpgroup_row() const { return work.first_row + warp / 4 * 64; }
     __device__ __forceinline__ s64 row_index(s32 r) const {  // of the lane's row r in the packing
         return (s64)work.bh * p.q_pad + first_row() + g + 8 * r;
     }
@@ -49,7 +51,7 @@ __device__ __forceinline__ void hide(Scores& s, const Consumer& c, u32 places, s
 #pragma unroll
     for (s32 n = 0; n < kNs; ++n) {
         const s32 first = 8 * n + 2 * c.t;
-        const u32 two = c.p.key_index ? load_half_word(places + first) : 0x100 + first % 64 * 0x101;
+        const u32 two = c.p.key_index ? load_half_word(places + first) : 0x100 + (j0 + first) % 64 * 0x101;
 #pragma unroll
         for (s32 e = 0; e < 2; ++e)
 #pragma unroll
@@ -64,12 +66,12 @@ __device__ __forceinline__ void hide(Scores& s, const Consumer& c, u32 places, s
 
 // What the maxima of a tile decide, per row of the lane.
 struct Turn {
-    float scale[kBlocks][2];  // factors of Y, per span of keys
-    float m_ref[2];           // reference of P
-    float fall[2];            // log2 of the factor of what lies behind
-    float weight[2];          // factor of the tile's own sums
-    float sum[2];             // of the tile's P, so weighted
-    bool grew[2];             // whether any of these rows of the warp has grown
+    float scale[kSpans][2];  // factors of Y, per span of keys
+    float m_ref[2];          // reference of P
+    float fall[2];           // log2 of the factor of what lies behind
+    float weight[2];         // factor of the tile's own sums
+    float sum[2];            // of the tile's P, so weighted
+    bool grew[2];            // whether any of these rows of the warp has grown
 };
 
 // Scores of a tile to their maxima: all that comes before P.
@@ -77,8 +79,9 @@ template <bool kMasked>
 __device__ __forceinline__ void find_maxima(Scores& s, Rows& rows, Turn& turn, const Consumer& c, u32 scales,
                                             s32 j0) {
 #pragma unroll
-    for (s32 h = 0; h < kBlocks; ++h) {
-        const float k_scale = kKToken ? 1.0f : load_float(scales + 16 * h + 4 * c.t);
+    for (s32 h = 0; h < kSpans; ++h) {
+        const s32 block = kSpan == 64 ? h : (j0 / 32 % 2 + h) / 2;  // of those that the tile touches
+        const float k_scale = kKToken ? 1.0f : load_float(scales + 16 * block + 4 * c.t);
 #pragma unroll
         for (s32 r = 0; r < 2; ++r)
             turn.scale[h][r] = kKToken   ? rows.c[r]
@@ -113,6 +116,7 @@ __device__ __forceinline__ void find_maxima(Scores& s, Rows& rows, Turn& turn, c
 struct OutputRow {
     RowEnd end;
     s64 offset;            // elements, of channel 0
+    const float* v_mean;   // or null
     const float* flushed;  // sums of the keys before the last flush, or null
     float flushed_weight;
 };
@@ -122,7 +126,7 @@ __device__ __forceinline__ float2 finished(const Consumer& c, const OutputRow& r
                                            s32 n) {
     const s32 d = 8 * n + 2 * c.t;
     const float2 v_scale = kVBlock ? make_float2(1.0f, 1.0f) : load_float2(c.item + kVScaleAt + 4 * d);
-    const float2 v_mean = c.p.v_mean ? load_float2(c.item + kVMeanAt + 4 * d) : make_float2(0.0f, 0.0f);
+    const float2 v_mean = row.v_mean ? __ldg((const float2*)(row.v_mean + d)) : make_float2(0.0f, 0.0f);
     const s32 x = o[n][2 * r], y = o[n][2 * r + 1];
     float2 sum =
         kFloatO ? make_float2(__int_as_float(x), __int_as_float(y)) : make_float2((float)x, (float)y);
@@ -152,6 +156,7 @@ __device__ __forceinline__ void store(const Consumer& c, const Output& o, const 
         const bool flushed = kLong && !kFloatO && reference[r] != -INTFA_INF;
         const OutputRow row = {end_row(p, mark, k_scale_max, rows.c[r], m, l),
                                b * p.out_stride[0] + h * p.out_stride[1] + index * p.out_stride[2],
+                               p.v_mean ? p.v_mean + kv * kD : nullptr,
                                flushed ? p.o_flush + c.row_index(r) * kD : nullptr,
                                flushed ? exp2_approx(reference[r] - m) : 0.0f};
         if (p.lse && c.t == 0)
@@ -211,7 +216,7 @@ __device__ __forceinline__ void attend(const Consumer& c, Ring<kStages>& ring) {
     const s32 stride = p.last_to_first ? -kBc : kBc;
     s32 j0 = p.last_to_first ? (tiles - 1) * kBc : 0;
     Scores s;
-    Probabilities even, odd;
+    Probabilities even, odd;  // one of them, unless kTwoP
     Part part;
     float weight[2] = {0.0f, 0.0f};                 // of the tile whose P V is in flight
     float reference[2] = {-INTFA_INF, -INTFA_INF};  // of the flushed sums
@@ -224,21 +229,13 @@ __device__ __forceinline__ void attend(const Consumer& c, Ring<kStages>& ring) {
     };
     auto maxima = [&](Turn& turn, u32 stage) {
         const u32 scales = c.shared + kScalesAt + stage * kScaleBytes;
-        const bool masked = needs_mask(p, j0, c.first_row());
+        const bool masked =
+            needs_mask(p, j0, c.warpgroup_row());  // the same for the warps that wait together
         if (masked)
             find_maxima<true>(s, rows, turn, c, scales, j0);
         else
             find_maxima<false>(s, rows, turn, c, scales, j0);
         return masked;
-    };
-    auto softmax = [&](Turn& turn, bool masked, Probabilities& pr) {
-        float sum[2];
-        if (masked)
-            probabilities<true>(s, turn.scale, turn.m_ref, p.log2_top, pr, sum);
-        else
-            probabilities<kKToken>(s, turn.scale, turn.m_ref, p.log2_top, pr, sum);
-#pragma unroll
-        for (s32 r = 0; r < 2; ++r) turn.sum[r] = kTileRef ? sum[r] * turn.weight[r] : sum[r];
     };
     auto leave_stage = [&]() {
         __syncwarp();  // other lanes have read scales there
@@ -262,6 +259,18 @@ __device__ __forceinline__ void attend(const Consumer& c, Ring<kStages>& ring) {
             add_part(o, part, weight, c.shared + kScalesAt + ring.i * kScaleBytes + 4 * kScales + 8 * c.t, i);
         }
     };
+    auto softmax = [&](Turn& turn, bool masked, Probabilities& pr, bool first) {
+        auto release = [&]() {
+            if (!first) end_part(max(kParts - 1, 0));
+        };
+        float sum[2];
+        if (masked)
+            probabilities<true>(s, turn.scale, turn.m_ref, p.log2_top, pr, sum, release);
+        else
+            probabilities<kKToken>(s, turn.scale, turn.m_ref, p.log2_top, pr, sum, release);
+#pragma unroll
+        for (s32 r = 0; r < 2; ++r) turn.sum[r] = kTileRef ? sum[r] * turn.weight[r] : sum[r];
+    };
     auto advance = [&](const Probabilities& now, Probabilities& next) {
         Ring<kStages> ahead = ring;
         ahead.advance();
@@ -278,15 +287,14 @@ __device__ __forceinline__ void attend(const Consumer& c, Ring<kStages>& ring) {
             wgmma_fence();
             start_part(i + 1, now);
         }
-        softmax(turn, masked, next);
-        end_part(max(kParts - 1, 0));
+        softmax(turn, masked, next, false);
         leave_stage();
 #pragma unroll
         for (s32 r = 0; r < 2; ++r) {
             if (turn.grew[r]) {
-                const float alpha = exp2_approx(turn.fall[r]);
+                const float alpha = exp2_approx(turn.fall[r]), sum = quad_sum(rows.l[r]);
                 rows.l[r] *= alpha;
-                rescale(o, r, alpha);
+                if (turn.fall[r] < 0.0f) rescale(o, r, alpha, sum);
             }
             rows.l[r] += turn.sum[r];
             weight[r] = turn.weight[r];
@@ -312,18 +320,23 @@ __device__ __forceinline__ void attend(const Consumer& c, Ring<kStages>& ring) {
         settle(s);
         Turn first;
         const bool masked = maxima(first, ring.i);
-        softmax(first, masked, even);
+        softmax(first, masked, even, true);
         weight[0] = first.weight[0], weight[1] = first.weight[1];
         rows.l[0] = first.sum[0], rows.l[1] = first.sum[1];
         s32 i = 1;
-        for (; i + 1 < tiles; i += 2) {
-            advance(even, odd);
-            advance(odd, even);
-        }
-        if (i < tiles) {
-            advance(even, odd);
-            finish(odd);
+        if constexpr (kTwoP) {
+            for (; i + 1 < tiles; i += 2) {
+                advance(even, odd);
+                advance(odd, even);
+            }
+            if (i < tiles) {
+                advance(even, odd);
+                finish(odd);
+            } else {
+                finish(even);
+            }
         } else {
+            for (; i < tiles; ++i) advance(even, even);
             finish(even);
         }
     }

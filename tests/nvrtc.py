@@ -6,13 +6,13 @@ architectures before Turing, which CUDA 12 still compiles.
 
 from __future__ import annotations
 
-import ctypes
 import re
 from collections import Counter
 from dataclasses import dataclass
 
 from cupy_intfa.ptxsim.compiler import CompileError as CompileError
-from cupy_intfa.study.machine_code import OLDEST_READABLE, disassemble, headers, load_nvrtc, read_result
+from cupy_intfa.ptxsim.compiler import run_nvrtc
+from cupy_intfa.study.machine_code import OLDEST_READABLE, disassemble, headers, load_nvrtc
 
 # What CuPy adds to every compilation, and ptxas's report, which changes no instruction.
 _OPTIONS = ("-ftz=true", "--ptxas-options=-v", "--ptxas-options=--warn-on-spills")
@@ -48,19 +48,11 @@ class Resources:
 
 def compile_kernel(source: str, arch: str, options: tuple[str, ...] = (), *, cuda: int = 13) -> Compiled:
     """Compile CUDA C++ for an architecture such as ``sm_90``; `CompileError` where NVRTC refuses it."""
-    nvrtc = load_nvrtc(cuda)
-    every = [option.encode() for option in (f"-arch={arch}", f"-I{headers(cuda)}", *_OPTIONS, *options)]
-    program = ctypes.c_void_p()
-    nvrtc.nvrtcCreateProgram(ctypes.byref(program), source.encode(), b"kernel.cu", 0, None, None)
-    try:
-        status = nvrtc.nvrtcCompileProgram(program, len(every), (ctypes.c_char_p * len(every))(*every))
-        log = read_result(nvrtc, program, "ProgramLog").rstrip(b"\0").decode()
-        if status:
-            raise CompileError(f"{arch}, CUDA {cuda}: NVRTC's error {status}\n{log}")
-        cubin, ptx = (read_result(nvrtc, program, what) for what in ("CUBIN", "PTX"))
-        return Compiled(arch=arch, cubin=cubin, ptx=ptx.rstrip(b"\0").decode(), log=log)
-    finally:
-        nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
+    every = (f"-arch={arch}", f"-I{headers(cuda)}", *_OPTIONS, *options)
+    results = ("CUBIN", "PTX", "ProgramLog")
+    cubin, ptx, log = run_nvrtc(load_nvrtc(cuda), f"{arch}, CUDA {cuda}", source, every, results)
+    ptx, log = (text.rstrip(b"\0") for text in (ptx, log))
+    return Compiled(arch=arch, cubin=cubin, ptx=ptx.decode(), log=log.decode())
 
 
 def resources(compiled: Compiled) -> Resources:

@@ -6,14 +6,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from small_arrays import i8
 from strategies import Array, seeds
 
 from cupy_intfa.quantize.granularity import (
     Granularity,
     as_granularity,
     namespace_of,
-    read_finite,
     reduce_groups,
     spread_groups,
 )
@@ -114,16 +112,6 @@ def test_only_numpy_and_cupy_are_taken() -> None:
     assert namespace_of(np.zeros(1), np.zeros(1)) is np
     with pytest.raises(TypeError, match="expected NumPy arrays or CuPy arrays, not both, got ndarray, list"):
         namespace_of(np.zeros(1), [0.0])
-
-
-def test_reading_marks_what_is_not_finite_in_float32() -> None:
-    values, bad = read_finite(np.array([1.5, np.nan, np.inf, -np.inf, 1e39, 1e-40, -1e-40]), np)
-    assert values.dtype == np.float32
-    assert values.tolist() == [1.5, 0, 0, 0, 0, 0, 0]
-    assert bad.tolist() == [False, True, True, True, True, False, False]
-    for wrong in (i8([1]), np.array([1j]), np.array([True])):
-        with pytest.raises(TypeError, match=f"got {wrong.dtype.name}: convert it with .astype"):
-            read_finite(wrong, np)
 
 
 def array_of(*values: float) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import ml_dtypes
@@ -10,8 +11,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cupy_intfa.linear import QuantizedLinear
-from cupy_intfa.quantize import Granularity, quantize_asymmetric, quantize_blockwise, quantize_symmetric
+from cupy_intfa.linear import DecomposedLinear, QuantizedLinear
+from cupy_intfa.quantize import (
+    Granularity,
+    decompose,
+    observe_inputs,
+    quantize_asymmetric,
+    quantize_blockwise,
+    quantize_symmetric,
+)
+from cupy_intfa.quantize.blockwise import quantize_scales
 
 GRANULARITIES = ("tensor", "row", Granularity("group", 16), Granularity("group", 48))
 U = 2.0**-24
@@ -36,7 +45,8 @@ def test_integer_products_are_those_of_what_the_codes_stand_for(
     x, weight = draw((m, k), seed), quantize_symmetric(draw((n, k), seed + 1), fmt, granularity)
     bias = draw((n,), seed + 2) if with_bias else None
     got = QuantizedLinear(weight, bias)(x)
-    inputs = quantize_symmetric(x, "int8", "row").dequantize().astype(np.float64)
+    inputs = quantize_symmetric(x, "int8", granularity if isinstance(granularity, Granularity) else "row")
+    inputs = inputs.dequantize().astype(np.float64)
     w = weight.dequantize().astype(np.float64)
     exact = inputs @ w.T + (0 if bias is None else bias.astype(np.float64))
     # Dequantising rounds each factor once, a group's sum is scaled in two roundings, groups and bias are added.
@@ -90,6 +100,52 @@ def test_w8a8_errs_by_its_two_roundings() -> None:
     )
     assert (np.abs(y - exact) < 6 * sigma).all()
     assert np.abs(y - exact).max() > sigma.max(), "it errs: the inputs were quantised"
+
+
+def test_a_loud_channel_coarsens_its_group_alone() -> None:
+    """Of 4 groups of 64 channels three keep steps that are a hundred times finer than those of the whole row."""
+    x, w = draw((64, 256), 7), draw((32, 256), 8)
+    x[:, 3] *= 100
+    exact = x.astype(np.float64) @ w.astype(np.float64).T
+    errors = [
+        float(np.linalg.norm(QuantizedLinear(quantize_symmetric(w, "int8", granularity))(x) - exact))
+        for granularity in ("row", Granularity("group", 64))
+    ]
+    # The steps of the inputs decide: √(1/4) of their variance is left, and some of the weights' own.
+    assert errors[1] < 0.6 * errors[0]
+
+
+def test_scales_of_a_group_that_are_quantised_themselves() -> None:
+    """A scale of a weight may be a QuantizedTensor, as of double quantisation: it is read as what it stands for."""
+    plain = quantize_symmetric(draw((6, 64), 9), "int4", Granularity("group", 16))
+    double = replace(plain, scale=quantize_scales(plain.scale, np))
+    same = replace(plain, scale=double.group_scales())
+    x = draw((5, 64), 10)
+    np.testing.assert_array_equal(QuantizedLinear(double)(x), QuantizedLinear(same)(x))
+    assert (QuantizedLinear(double)(x) != QuantizedLinear(plain)(x)).any()
+
+
+@given(st.integers(1, 8), st.integers(1, 8), st.integers(1, 60), st.sampled_from((0.5, 1.5, 99.0)), st.integers(0, 99))
+def test_a_decomposed_layer_is_the_sum_of_its_parts(m: int, n: int, k: int, threshold: float, seed: int) -> None:
+    """In float64: what the integers stand for, and float16 columns by float16 inputs."""
+    x, w, bias = draw((2, m, k), seed), draw((n, k), seed + 1), draw((n,), seed + 2)
+    split = decompose(w, observe_inputs(x), threshold=threshold)
+    loud = np.zeros(k, bool)
+    loud[split.columns] = True
+    assert (loud == (np.abs(x).max(axis=(0, 1)) >= threshold)).all()
+    before = x.copy()
+    found = DecomposedLinear(split, bias)(x)
+    assert (x == before).all()
+    inputs = quantize_symmetric(np.where(loud, np.float32(0), x), "int8", "row").dequantize().astype(np.float64)
+    floats = np.where(loud, x.astype(np.float16), 0).astype(np.float64)
+    columns = np.zeros((n, k))
+    columns[:, loud] = split.outliers
+    w8 = split.weight.dequantize().astype(np.float64)
+    exact = inputs @ w8.T + floats @ columns.T + bias
+    bound = (np.abs(inputs) @ np.abs(w8).T + np.abs(floats) @ np.abs(columns).T + np.abs(bias)) * U * (8 + k)
+    assert (np.abs(found - exact) <= bound + 1e-30).all()
+    with pytest.raises(ValueError, match="bias has shape"):
+        DecomposedLinear(split, draw((n + 1,), 0))
 
 
 def test_refusals() -> None:

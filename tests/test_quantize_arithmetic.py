@@ -16,6 +16,7 @@ from cupy_intfa.quantize.arithmetic import (
     load_float32,
     mean_over_tokens,
     power_of_two_scale,
+    read_finite,
     round_to_codes,
     scale_from_absmax,
 )
@@ -51,6 +52,16 @@ def test_load_marks_what_float32_cannot_hold_and_flushes() -> None:
     values, bad = load_float32(np.array([[1e300, 1.0], [1e39, 1.0], [3e38, 1.0], [1e-300, 1e-39]]), np)
     assert bad.tolist() == [True, True, False, False]
     assert values.tolist() == [[0, 1], [0, 1], [np.float32(3e38), 1], [0, 0]]
+
+
+def test_reading_marks_what_is_not_finite_in_float32() -> None:
+    values, bad = read_finite(np.array([1.5, np.nan, np.inf, -np.inf, 1e39, 1e-40, -1e-40]), np)
+    assert values.dtype == np.float32
+    assert values.tolist() == [1.5, 0, 0, 0, 0, 0, 0]
+    assert bad.tolist() == [False, True, True, True, True, False, False]
+    for wrong in (np.array([1], np.int8), np.array([1j]), np.array([True])):
+        with pytest.raises(TypeError, match=f"got {wrong.dtype.name}: convert it with .astype"):
+            read_finite(wrong, np)
 
 
 def tree_mean(x: Array) -> np.float32:

@@ -7,7 +7,6 @@ and CuPy. Each byte that is read or written counts once; the copy counts each by
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import partial
@@ -16,8 +15,8 @@ from typing import Any
 
 import cupy as cp
 import numpy as np
+from results_file import make_stamp, write_results
 
-from cupy_intfa.bench.stamp import commit, gpu_state, versions
 from cupy_intfa.bench.timing import Budget, EventTimer, interleave
 from cupy_intfa.quantize.formats_launch import decode, encode, pack, unpack
 
@@ -60,8 +59,7 @@ def main() -> None:
         rows.append({"name": name, "bytes": moved, "bytes_per_s": rate, "share_of_copy": share, **asdict(times[name])})
         print(f"{name:18s} {times[name].median_ms:8.3f} ms {rate / 1e12:6.2f} TB/s {share:6.1%}")
     if asked.output:
-        stamp = {**commit(asked.commit), "versions": versions(()), "gpu": gpu_state()}
-        asked.output.write_text(json.dumps({"count": asked.count, "rows": rows, **stamp}, indent=1) + "\n")
+        write_results(asked.output, make_stamp(described=asked.commit), {"count": asked.count, "rows": rows})
 
 
 if __name__ == "__main__":

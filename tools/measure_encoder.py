@@ -5,7 +5,8 @@
 
 Each of the documents in `retrieval.json` is looked for by two queries: one close to it in its words, and one far from
 them, for which float32 itself often prefers another document, so that small errors show. The sentences of four texts
-calibrate GPTQ, AWQ and SmoothQuant (in the rows that end in `_long` these texts in whole, 512 word pieces each). The
+calibrate GPTQ, AWQ and SmoothQuant (in the rows that end in `_long` these texts in whole, 512 word pieces each). INT8
+inputs have a scale per token, and where a weight is in groups of input channels, INT4 and `_group`, one in each. The
 other two texts of `measure_weights.py` are measured too, because their rows of attention are many blocks of keys long
 and those of a sentence one.
 """
@@ -17,7 +18,6 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +28,13 @@ from measure_weights import (
     GROUP,
     HELD_OUT,
     LINEARS,
+    PACKAGES,
     TOKENS,
 )
 from numpy.typing import NDArray
+from results_file import make_stamp, write_results
 from threadpoolctl import threadpool_limits
 
-from cupy_intfa.bench.stamp import commit, versions
-from cupy_intfa.device import default_device
 from cupy_intfa.encoder import Encoder, batches, pool
 from cupy_intfa.encoder_bert import read_bert
 from cupy_intfa.encoder_layer import Linear, ScaledLinear
@@ -202,8 +202,14 @@ def encoders(model: Model) -> Iterator[tuple[str, str, Encoder]]:
         for recipe in RECIPES:
             yield linears, recipe, encoder.with_recipe(recipe)
     sentences, texts = (calibrate(exact, ids) for ids in read_calibration(model))
-    smooth = {name: smooth_quantize(weight, sentences[name]) for name, weight in weights.items()}
-    yield "w8a8_smooth", "fast", on_weights(exact, smooth, "int8").with_recipe("fast")
+    for linears, granularity in (
+        ("w8a8_smooth", Granularity("row")),
+        ("w8a8_smooth_group", Granularity("group", GROUP)),
+    ):
+        smooth = {
+            name: smooth_quantize(weight, sentences[name], granularity=granularity) for name, weight in weights.items()
+        }
+        yield linears, "fast", on_weights(exact, smooth, "int8").with_recipe("fast")
     for method in METHODS:
         made = {name: quantise_int4(weight, sentences[name], method) for name, weight in weights.items()}
         for kind, activations in (("w4a16", "float"), ("w4a8", "int8")):
@@ -238,19 +244,14 @@ def main() -> None:
             f"{figures['growth'][-1]:.4f}, of long texts {figures['growth_long'][-1]:.4f}",
             flush=True,
         )
-    device = default_device()
     header = {
-        "on": "CPU, NumPy" if isinstance(device, str) else device.name,
-        "date": date.today().isoformat(),
-        **commit(),
-        "versions": versions(("ml_dtypes", "safetensors", "scipy", "tokenizers")),
         "model": MODEL,
         "documents": len(sentences.documents),
         "calibration": CALIBRATION,
         "long": HELD_OUT,
         "group": GROUP,
     }
-    asked.output.write_text(json.dumps({**header, "linears": rounded(found)}, indent=1) + "\n", encoding="utf-8")
+    write_results(asked.output, make_stamp(PACKAGES), header, {"linears": rounded(found)})
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ output, and of each method its ratio to rounding to nearest with the same bits.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +26,10 @@ from make_activations import (
     token_ids,
 )
 from numpy.typing import NDArray
+from results_file import make_stamp, write_results
 
+from cupy_intfa.encoder_layer import LINEARS as NAMES
+from cupy_intfa.linear import DecomposedLinear
 from cupy_intfa.quantize.affine import quantize_symmetric
 from cupy_intfa.quantize.awq import awq_quantize
 from cupy_intfa.quantize.gptq import gptq_quantize
@@ -38,6 +40,7 @@ from cupy_intfa.quantize.requantize import integer_matmul
 from cupy_intfa.quantize.smooth import ScaledWeight, smooth_quantize
 from cupy_intfa.quantize.tensor import QuantizedTensor
 
+PACKAGES = ("ml_dtypes", "safetensors", "scipy", "tokenizers")
 GROUP = 128
 TOKENS = 512
 CALIBRATION = ("code_review", "dialogue", "news", "recipe")
@@ -46,16 +49,7 @@ HELD_OUT = ("science", "story")
 STRENGTHS = {"tensor": 0.7, "row": 0.5}
 THRESHOLDS = (6.0, 3.0)
 OUTPUT = Path(__file__).parents[1] / "notebooks" / "results" / "weights_minilm.json"
-LINEARS = tuple(
-    f"encoder.layer.{index}.{name}.weight"
-    for index in range(LAYERS)
-    for name in (
-        *(f"attention.self.{name}" for name in ("query", "key", "value")),
-        "attention.output.dense",
-        "intermediate.dense",
-        "output.dense",
-    )
-)
+LINEARS = tuple(f"encoder.layer.{index}.{name}.weight" for index in range(LAYERS) for name in NAMES.values())
 
 Array = NDArray[Any]
 
@@ -131,7 +125,7 @@ def weight_and_input(weight: Array, layer: Layer) -> dict[str, float]:
         found |= {f"nearest_{granularity}": nearest, f"smooth_{granularity}": smoothed / nearest}
     for threshold in THRESHOLDS:
         split = decompose(weight, layer.calibrated, threshold=threshold)
-        found[f"outliers_{threshold:g}"] = error(split.matmul(rows)) / found["nearest_row"]
+        found[f"outliers_{threshold:g}"] = error(DecomposedLinear(split)(rows)) / found["nearest_row"]
         found[f"outlier_share_{threshold:g}"] = len(split.columns) / weight.shape[1]
     return found
 
@@ -164,7 +158,7 @@ def main() -> None:
         name: {kind: {key: float(f"{value:.5g}") for key, value in row.items()} for kind, row in figures.items()}
         for name, figures in found.items()
     }
-    asked.output.write_text(json.dumps({**header, "layers": rounded}, indent=1) + "\n", encoding="utf-8")
+    write_results(asked.output, make_stamp(PACKAGES), header, {"layers": rounded})
 
 
 if __name__ == "__main__":

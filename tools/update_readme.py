@@ -1,8 +1,8 @@
 """Write the tables of README.md between their markers, from what was measured and from the presets themselves.
 
 Errors come from ``notebooks/results/accuracy.json``, which ``--measure`` writes anew (NumPy, some seconds); speeds from
-the reports beside it, which ``python -m cupy_intfa bench`` writes on a machine with a GPU; what the studies found, and
-two pictures, from those of ``python -m cupy_intfa study``.
+the reports beside it, which ``python -m cupy_intfa bench`` and ``python tools/bench_gemm.py`` write on a machine with a
+GPU; what the studies found, and two pictures, from those of ``python -m cupy_intfa study``.
 """
 
 import argparse
@@ -31,8 +31,10 @@ from cupy_intfa.study.report import load_study
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 RESULTS = ROOT / "notebooks" / "results" / "accuracy.json"
+GEMM = RESULTS.with_name("gemm_nvidia-h200.json")
 PICTURES = ("length", "speed")
-STUDIED = {"error_tables": 2, "length": 2, "adversarial": 4, "v_quantisation": 2, "memory": 2}  # findings of each
+# Findings of each study, from its first; of the speeds where they were measured, and `paper` against three rivals.
+STUDIED = {"error_tables": 2, "speed": 7, "length": 2, "adversarial": 4, "v_quantisation": 2, "memory": 2}
 
 
 def measure() -> dict[str, Any]:
@@ -114,6 +116,24 @@ def speed_tables(reports: Sequence[Report]) -> str:
     return "\n\n".join(dict.fromkeys(blocks + stamps))
 
 
+def gemm_table(results: dict[str, Any]) -> str:
+    """Lay out the TOPS of the INT8 products: a row for each contender, a column for each shape."""
+    rates: dict[str, dict[str, str]] = {}
+    for row in results["rows"]:
+        rate = row["operations_per_s"] / 1e12
+        side = f"{row['m']}³" if row["m"] == row["n"] else f"{row['m']} × {row['n']}²"
+        shape = side if row["b"] == "column-major" else f"{side}, B {row['b']}"
+        rates.setdefault(row["name"], {})[shape] = f"{rate:.0f}" if rate >= 100 else f"{rate:#.3g}"
+    shapes = list(dict.fromkeys(shape for row in rates.values() for shape in row))
+    rows = [[f"`{name}`", *(row.get(shape, "–") for shape in shapes)] for name, row in rates.items()]
+    stamp = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
+    return (
+        f"{markdown(['TOPS', *shapes], rows)}\n\n"
+        f"Measured on an {results['gpu']['name']}, driver {results['gpu']['driver_version']}, commit "
+        f"{results['commit']}: {stamp}."
+    )
+
+
 def study_sentences() -> str:
     """Say what the studies found, in sentences that each makes of its rows."""
     blocks = []
@@ -172,6 +192,7 @@ def render(readme: str, results: dict[str, Any], reports: Sequence[Report]) -> s
     texts = {
         "accuracy": accuracy_table(results),
         "default": default_sentence(results),
+        "gemm": gemm_table(json.loads(GEMM.read_text(encoding="utf-8"))),
         "growth": growth_sentence(results),
         "presets": preset_table(),
         "speed": speed_tables(reports),

@@ -46,7 +46,6 @@ def _library() -> tuple[Any, Path]:
         for builtins in sorted(path.parent.glob("libnvrtc-builtins.so*")):
             ctypes.CDLL(str(builtins))  # that of 13.0 is not looked for beside libnvrtc
         library = ctypes.CDLL(str(path))
-        library.nvrtcGetErrorString.restype = ctypes.c_char_p
         return library, path
     raise FileNotFoundError(
         "the simulator compiles the kernels with NVRTC, and found none: pip install 'nvidia-cuda-nvrtc==13.0.*' "
@@ -102,23 +101,55 @@ def compile_ptx(source: str, arch: str, options: tuple[str, ...] = ()) -> str:
         Where NVRTC or its headers are not installed; the text says what to install.
     """
     nvrtc, _ = _library()
-    target = f"-arch=compute_{arch.removeprefix('sm_')}"
-    every = [option.encode() for option in (target, f"-I{_include()}", "-ftz=true", "-lineinfo", *options)]
+    every = (f"-arch=compute_{arch.removeprefix('sm_')}", f"-I{_include()}", "-ftz=true", "-lineinfo", *options)
+    (ptx,) = run_nvrtc(nvrtc, arch, source, every, ("PTX",))
+    return ptx.rstrip(b"\0").decode()
+
+
+def run_nvrtc(
+    nvrtc: Any, title: str, source: str, options: tuple[str, ...], results: tuple[str, ...]
+) -> tuple[bytes, ...]:
+    """Compile CUDA C++ with an NVRTC.
+
+    Parameters
+    ----------
+    nvrtc : CDLL
+        The library.
+    title : str
+        What an error is to begin with.
+    source : str
+        CUDA C++.
+    options : tuple of str
+        All of them.
+    results : tuple of str
+        ``PTX``, ``CUBIN``, ``ProgramLog``: as in the names of its functions.
+
+    Returns
+    -------
+    tuple of bytes
+        The results; texts with the zero byte that ends them.
+
+    Raises
+    ------
+    CompileError
+        For source that is wrong.
+    """
+    encoded = [option.encode() for option in options]
     program = ctypes.c_void_p()
     nvrtc.nvrtcCreateProgram(ctypes.byref(program), source.encode(), b"kernel.cu", 0, None, None)
     try:
-        status = nvrtc.nvrtcCompileProgram(program, len(every), (ctypes.c_char_p * len(every))(*every))
+        status = nvrtc.nvrtcCompileProgram(program, len(encoded), (ctypes.c_char_p * len(encoded))(*encoded))
         if status:
-            log = _result(nvrtc, program, "ProgramLog")
-            raise CompileError(f"{arch}: {nvrtc.nvrtcGetErrorString(status).decode()}\n{log}")
-        return _result(nvrtc, program, "PTX")
+            log = _read(nvrtc, program, "ProgramLog").rstrip(b"\0").decode()
+            raise CompileError(f"{title}: NVRTC's error {status}\n{log}")
+        return tuple(_read(nvrtc, program, result) for result in results)
     finally:
         nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
 
 
-def _result(nvrtc: Any, program: ctypes.c_void_p, what: str) -> str:
+def _read(nvrtc: Any, program: ctypes.c_void_p, what: str) -> bytes:
     size = ctypes.c_size_t()
     getattr(nvrtc, f"nvrtcGet{what}Size")(program, ctypes.byref(size))
     buffer = ctypes.create_string_buffer(size.value)
     getattr(nvrtc, f"nvrtcGet{what}")(program, buffer)
-    return buffer.value.decode()
+    return buffer.raw

@@ -115,9 +115,14 @@ def _start(m: Machine, ins: Instruction) -> Action:
         try:
             places = m.shared.locate(m.geometry.slot[active.lanes], to(active) & WINDOW, size)
             data = np.zeros((len(a), size), np.uint8)
+            wrong = np.flatnonzero((length > size) | ((length > 0) & (a % size > 0)))
+            if len(wrong):
+                at = int(wrong[0])
+                what = f"a copy of {length[at]} of {size} bytes from address {a[at]:#x}: expected a multiple of {size}"
+                raise Fault(at, "alignment", what)
             for n in np.unique(length[length > 0]).tolist():
                 rows = np.flatnonzero(length == n)
-                start = m.memory.locate(a[rows], n if n in (4, 8, 16) else 1, write=False)
+                start = m.memory.locate(a[rows], n, write=False)
                 data[rows[:, None], np.arange(n)] = m.memory.bytes[start[:, None] + np.arange(n)]
             copies.start(active, places, data)
         except Fault as fault:

@@ -4,7 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from cupy_intfa.ptxsim import access, arithmetic, barriers, bits, convert, cp_async, fences, mbarrier, mma, warp, wgmma
+from cupy_intfa.ptxsim import (
+    access,
+    arithmetic,
+    barriers,
+    bits,
+    convert,
+    cp_async,
+    fences,
+    mbarrier,
+    mma,
+    warp,
+    wgmma,
+    wmma,
+)
 from cupy_intfa.ptxsim.errors import PtxError
 from cupy_intfa.ptxsim.operands import Symbol
 from cupy_intfa.ptxsim.parse import Instruction
@@ -41,6 +54,7 @@ BUILDERS: Mapping[str, Builder] = {
     **fences.BUILDERS,
     **mbarrier.BUILDERS,
     **wgmma.BUILDERS,
+    **wmma.BUILDERS,
 }
 """Builders by the first part of the opcode."""
 

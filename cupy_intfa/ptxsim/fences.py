@@ -8,6 +8,7 @@ import numpy as np
 
 from cupy_intfa.ptxsim.errors import PtxError
 from cupy_intfa.ptxsim.lanes import Active
+from cupy_intfa.ptxsim.mbarrier import Mbarriers
 from cupy_intfa.ptxsim.operands import Immediate
 from cupy_intfa.ptxsim.parse import Instruction
 from cupy_intfa.ptxsim.step import Action, Builder, Collective, Machine
@@ -16,14 +17,17 @@ _REGISTERS = 65536  # of a multiprocessor
 
 
 def _fence(m: Machine, ins: Instruction) -> Action:
-    """Fences between proxies are modelled; those between threads order what barriers have to order anyway."""
-    proxy = any(part.startswith(("async", "mbarrier_init")) for part in ins.parts)
+    """Fences for the asynchronous proxy are modelled; barriers have to order what those between threads do anyway."""
     g = m.geometry
+    if "mbarrier_init" in ins.parts:
+        mbarriers: Mbarriers = m.part("mbarriers")
+        return lambda active: mbarriers.fence(active.lanes)
+    if not any(part.startswith("async") for part in ins.parts):
+        return lambda active: None
 
     def run(active: Active) -> None:
-        if proxy:
-            for block in np.unique(g.slot[active.lanes]).tolist():
-                m.knowledge.fence(block, g.thread[active.lanes[g.slot[active.lanes] == block]])
+        for block in np.unique(g.slot[active.lanes]).tolist():
+            m.knowledge.fence(block, g.thread[active.lanes[g.slot[active.lanes] == block]])
 
     return run
 

@@ -10,8 +10,8 @@ import numpy as np
 from cupy_intfa.ptxsim.errors import PtxError
 from cupy_intfa.ptxsim.lanes import Array, Geometry
 from cupy_intfa.ptxsim.layout import lay_out
-from cupy_intfa.ptxsim.machine import PLAIN, Machine, Options
 from cupy_intfa.ptxsim.memory import GlobalMemory
+from cupy_intfa.ptxsim.options import PLAIN, Options
 from cupy_intfa.ptxsim.parse import Entry, parse
 from cupy_intfa.ptxsim.trace import Trace, merge
 
@@ -101,6 +101,8 @@ def launch(
     PtxError
         For PTX that is not modelled.
     """
+    from cupy_intfa.ptxsim.machine import Machine  # and all instructions: 48 of the 61 ms that importing ptxsim took
+
     entry = parse(ptx, name)
     params = pack_arguments(entry, arguments)
     grid3, block3 = _three(grid), _three(block)

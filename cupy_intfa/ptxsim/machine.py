@@ -7,7 +7,6 @@ drawn again at every turn, runs by itself instead: another order that a GPU coul
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import numpy as np
@@ -26,6 +25,7 @@ from cupy_intfa.ptxsim.layout import grain_of, lay_out
 from cupy_intfa.ptxsim.mbarrier import Mbarriers
 from cupy_intfa.ptxsim.memory import PARAM, GlobalMemory
 from cupy_intfa.ptxsim.operands import Address, Immediate, Operand, Register, Symbol
+from cupy_intfa.ptxsim.options import Options
 from cupy_intfa.ptxsim.parse import Entry
 from cupy_intfa.ptxsim.registers import TYPES, Put, RegisterFile
 from cupy_intfa.ptxsim.shared import BASE, SharedMemory
@@ -33,25 +33,6 @@ from cupy_intfa.ptxsim.step import Action, Arrival, Branch, Collective, Exit, Wa
 from cupy_intfa.ptxsim.trace import Recorder, Trace
 
 MOST_STEPS = 20_000_000
-
-
-@dataclass(frozen=True)
-class Options:
-    """How to run.
-
-    Parameters
-    ----------
-    seed : int or None
-        Of the order of warps; None runs all in step.
-    detailed : bool
-        Whether the trace has bank conflicts and fragments.
-    """
-
-    seed: int | None = None
-    detailed: bool = False
-
-
-PLAIN = Options()
 
 
 class Machine:

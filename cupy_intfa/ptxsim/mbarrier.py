@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NoReturn
 
 import numpy as np
 import numpy.typing as npt
 
 from cupy_intfa.ptxsim.errors import Fault, PtxError, SimulationError
 from cupy_intfa.ptxsim.knowledge import Times
-from cupy_intfa.ptxsim.lanes import Active, Array
+from cupy_intfa.ptxsim.lanes import Active, Array, Index
 from cupy_intfa.ptxsim.memory import WINDOW
 from cupy_intfa.ptxsim.operands import Register
 from cupy_intfa.ptxsim.parse import Instruction
@@ -32,12 +33,16 @@ class Barrier:
         Announced and not yet there.
     phase : int
         Phases that have ended.
-    maker, made : int
-        Thread that initialised it, and when.
+    maker, made, made_at : int
+        Thread that initialised it, when, and by which instruction.
     agent : int
         The copies that complete on it, as `Knowledge` counts them.
     gathered, given : array
         What the arrivals of this phase bring, and what those of all that have ended brought.
+    used : array (threads,)
+        When each thread has last used it.
+    fenced : int
+        When its maker has told copies of it by ``fence.mbarrier_init``; 0 where it has not.
     waiting : list of int
         Lanes.
     """
@@ -46,11 +51,14 @@ class Barrier:
     pending: int
     maker: int
     made: int
+    made_at: int
     agent: int
     gathered: Times
     given: Times
+    used: Times
     bytes: int = 0
     phase: int = 0
+    fenced: int = 0
     waiting: list[int] = field(default_factory=list)
 
 
@@ -68,13 +76,44 @@ class Mbarriers:
         m, block, thread = self._m, int(self._m.geometry.slot[lane]), int(self._m.geometry.thread[lane])
         if not 1 <= count <= _MOST:
             m.fail(lane, "mbarrier", f"an mbarrier for {count} arrivals: expected 1 to {_MOST}")
-        place = m.shared.locate(np.array([block]), np.array([address]), 8)
-        m.shared.shadow.write(np.array([lane]), place, 8, m.pc)
+        if (block, address) in self._all:
+            m.fail(lane, "mbarrier", f"{self._name(block, address)} is there: expected mbarrier.inval before another")
+        self._write(lane, address)
         if address not in self._agents:
             self._agents[address] = m.knowledge.add_agent(f"a copy for the mbarrier at byte {address - BASE}")
         made, agent = int(m.knowledge.time[block]), self._agents[address]
-        known = m.knowledge
-        self._all[block, address] = Barrier(count, count, thread, made, agent, known.empty(), known.empty())
+        gathered, given, used = m.knowledge.empty(), m.knowledge.empty(), np.zeros(m.geometry.threads, np.int32)
+        self._all[block, address] = Barrier(count, count, thread, made, m.pc, agent, gathered, given, used)
+
+    def _write(self, lane: int, address: int) -> None:
+        place = self._m.shared.locate(self._m.geometry.slot[[lane]], np.array([address]), 8)
+        self._m.shared.shadow.write(np.array([lane]), place, 8, self._m.pc)
+
+    def _name(self, block: int, address: int) -> str:
+        line = self._m.entry.code[self._all[block, address].made_at].line
+        return f"the mbarrier at byte {address - BASE} (initialised at {line})"
+
+    def forget(self, lane: int, address: int) -> None:
+        """Let a lane end the life of a barrier, after which its bytes are memory like any other."""
+        m, block, thread = self._m, int(self._m.geometry.slot[lane]), int(self._m.geometry.thread[lane])
+        barrier = self.find(lane, address)
+        if barrier.bytes:
+            self._fail(lane, address, f"{barrier.bytes} bytes under way at the end of")
+        late = barrier.used > m.knowledge.knows[0, block, thread, : m.geometry.threads]
+        late[thread] = False
+        if late.any():
+            who = m.knowledge.names[int(late.argmax())]
+            m.fail(lane, "race", f"{self._name(block, address)} ends, and {who} has used it, unordered")
+        self._write(lane, address)
+        del self._all[block, address]
+
+    def fence(self, lanes: Index) -> None:
+        """Tell copies of the barriers that lanes have initialised, and of nothing else: ``fence.mbarrier_init``."""
+        m, g = self._m, self._m.geometry
+        makers = {*zip(g.slot[lanes].tolist(), g.thread[lanes].tolist(), strict=True)}
+        for (block, _), barrier in self._all.items():
+            if (block, barrier.maker) in makers and not barrier.fenced:
+                barrier.fenced = int(m.knowledge.time[block])
 
     def find(self, lane: int, address: int, *, proxy: bool = False) -> Barrier:
         """Look a barrier up for a lane, or for the copy that it issues; both must know that it was initialised."""
@@ -83,16 +122,13 @@ class Mbarriers:
         barrier = self._all.get((block, address))
         if barrier is None:
             m.fail(lane, "mbarrier", f"no mbarrier was initialised at byte {address - BASE} of shared memory")
-        knows = m.knowledge.knows[:, block, thread, barrier.maker]
-        if thread != barrier.maker and knows[0] < barrier.made:
-            m.fail(
-                lane,
-                "race",
-                f"the mbarrier at byte {address - BASE} was initialised by thread {barrier.maker}, unordered",
-            )
-        if proxy and m.knowledge.levels > 1 and knows[1] < barrier.made:
-            what = f"the mbarrier at byte {address - BASE} was initialised without a fence.mbarrier_init since"
-            m.fail(lane, "proxy", what)
+        knows, own = m.knowledge.knows[:, block, thread, barrier.maker], thread == barrier.maker
+        if not own and knows[0] < barrier.made:
+            m.fail(lane, "race", f"{self._name(block, address)} is of thread {barrier.maker}, unordered")
+        told = barrier.fenced and (own or knows[0] >= barrier.fenced)
+        if proxy and m.knowledge.levels > 1 and not told and knows[1] < barrier.made:
+            m.fail(lane, "proxy", f"{self._name(block, address)} had no fence.mbarrier_init since")
+        barrier.used[thread] = m.knowledge.time[block]
         return barrier
 
     def arrive(self, lane: int, address: int, count: int, announced: int = 0) -> int:
@@ -109,17 +145,18 @@ class Mbarriers:
         barrier.pending += arrivals
         barrier.bytes += size
         if barrier.pending < 0:
-            self._m.fail(
-                lane, "mbarrier", f"more than {barrier.count} arrivals at the mbarrier at byte {address - BASE}"
-            )
+            self._fail(lane, address, f"more than {barrier.count} arrivals at")
         if abs(barrier.bytes) > _MOST:
-            self._m.fail(lane, "mbarrier", f"{barrier.bytes} bytes under way at the mbarrier at byte {address - BASE}")
+            self._fail(lane, address, f"{barrier.bytes} bytes under way at")
         if barrier.pending == 0 and barrier.bytes == 0:
             barrier.phase += 1
             barrier.pending = barrier.count
             np.maximum(barrier.given, barrier.gathered, out=barrier.given)
             self._m.wake(np.array(barrier.waiting, np.int64))
             barrier.waiting.clear()
+
+    def _fail(self, lane: int, address: int, what: str) -> NoReturn:
+        self._m.fail(lane, "mbarrier", f"{what} {self._name(int(self._m.geometry.slot[lane]), address)}")
 
     def wait(self, lane: int, address: int, state: int, *, parity: bool) -> bool | None:
         """Ask for a lane whether a phase has ended; None where it has to wait. A first question may be answered no."""
@@ -140,20 +177,19 @@ class Mbarriers:
         """Refuse the end of blocks in the middle of a phase: someone has arrived too often or not often enough."""
         for (block, address), b in self._all.items():
             if b.pending != b.count or b.bytes:
-                what = (
-                    f"block {block + self._m.geometry.first} ends in phase {b.phase} of the mbarrier at byte "
-                    f"{address - BASE}, with {b.pending} of {b.count} arrivals and {b.bytes} bytes missing"
-                )
+                what = f"block {block + self._m.geometry.first} ends while {self._state(block, address)}"
                 raise SimulationError("mbarrier", what)
 
     def describe(self, block: int) -> str:
         """Say what the mbarriers of a block wait for."""
         return "; ".join(
-            f"the mbarrier at byte {address - BASE} is in phase {b.phase}, with {b.pending} of {b.count} arrivals and "
-            f"{b.bytes} bytes missing"
-            for (at, address), b in self._all.items()
-            if at == block and b.waiting
+            self._state(at, address) for (at, address), b in self._all.items() if at == block and b.waiting
         )
+
+    def _state(self, block: int, address: int) -> str:
+        b = self._all[block, address]
+        missing = f"{b.pending} of {b.count} arrivals and {b.bytes} bytes missing"
+        return f"{self._name(block, address)} is in phase {b.phase}, with {missing}"
 
 
 def _values(active: Active, x: Array, count: int) -> list[int]:
@@ -176,6 +212,20 @@ def _init(m: Machine, ins: Instruction) -> Action:
                 barriers.init(lane, at, n)
         except Fault as fault:
             raise m.blame(active, fault) from None
+
+    return run
+
+
+def _inval(m: Machine, ins: Instruction) -> Action:
+    address = m.address(ins.operands[0])
+    barriers: Mbarriers = m.part("mbarriers")
+
+    def run(active: Active) -> None:
+        for lane, at in zip(active.lanes.tolist(), (address(active) & WINDOW).tolist(), strict=True):
+            try:
+                barriers.forget(lane, at)
+            except Fault as fault:
+                raise m.blame(Active(np.array([lane]), m.geometry.count), fault) from None
 
     return run
 
@@ -240,7 +290,7 @@ def _mbarrier(m: Machine, ins: Instruction) -> Action:
         case "try_wait" | "test_wait":
             return _wait(m, ins)
         case "inval":
-            return lambda active: None
+            return _inval(m, ins)
     raise PtxError(f"not modelled: {ins.opcode}")
 
 

@@ -50,7 +50,14 @@ class Fragment:
         dict of str to array
             ``a``, ``b``, ``c`` and ``d``, register by register, as the PTX ISA draws them. Of a warpgroup no ``b``: it
             is in shared memory, as ``a`` may be.
+
+        Raises
+        ------
+        ValueError
+            For ``wmma``, whose registers hold what the hardware likes.
         """
+        if self.opcode.startswith("wmma."):
+            raise ValueError(f"{self.opcode}: the PTX ISA does not say which elements a thread holds")
         lane, first = thread % 32, 16 * (thread // 32) if len(self.a) == 64 else 0
         of_warp = {"a": self.a, "c": self.c, "d": self.d}
         found = {}

@@ -19,13 +19,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from cupy_intfa.quantize.arithmetic import FLOAT32_TINY, Array, Namespace, flush, scale_from_absmax
+from cupy_intfa.quantize.arithmetic import FLOAT32_TINY, Array, Namespace, flush, read_finite, scale_from_absmax
 from cupy_intfa.quantize.formats import Integers, integers
 from cupy_intfa.quantize.granularity import (
     Granularity,
     as_granularity,
     namespace_of,
-    read_finite,
     reduce_groups,
     spread_groups,
 )

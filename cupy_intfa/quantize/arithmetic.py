@@ -14,6 +14,7 @@ Array = Any  # a NumPy or a CuPy array
 Namespace = Any  # the module numpy or the module cupy
 
 FLOAT32_TINY = np.float32(np.finfo(np.float32).tiny)
+_FLOATS = ("float16", "bfloat16", "float32", "float64")
 SUM_CHUNK = 128  # tokens folded in halves before the chunks are added up
 
 
@@ -22,27 +23,37 @@ def flush(x: Array, xp: Namespace) -> Array:
     return xp.where(xp.abs(x) < FLOAT32_TINY, np.float32(0), x)
 
 
-def load_float32(x: Array, xp: Namespace) -> tuple[Array, Array]:
-    """Read an input as float32 and mark what is not finite there.
+def check_floats(x: Array) -> None:
+    """Refuse what is not float16, bfloat16, float32 or float64.
 
-    Parameters
-    ----------
-    x : array (..., D)
-        float16, bfloat16, float32 or float64.
-    xp : module
-        numpy or cupy.
-
-    Returns
-    -------
-    values : array (..., D), float32
-        The input, with 0 where it is not finite in float32.
-    bad : array (...), bool
-        Rows that held such an element.
+    Raises
+    ------
+    TypeError
+        If the dtype is another.
     """
+    if x.dtype.name not in _FLOATS:
+        raise TypeError(f"expected an array of {', '.join(_FLOATS)}, got {x.dtype.name}: convert it with .astype")
+
+
+def read_finite(x: Array, xp: Namespace) -> tuple[Array, Array]:
+    """Read floats as float32: values with 0 for what is not finite there (and for subnormals), and where that was.
+
+    Raises
+    ------
+    TypeError
+        If the dtype is another than those of `check_floats`.
+    """
+    check_floats(x)
     with np.errstate(over="ignore"):
         values = x.astype(np.float32)
     finite = xp.isfinite(values)
-    return flush(xp.where(finite, values, np.float32(0)), xp), ~finite.all(axis=-1)
+    return flush(xp.where(finite, values, np.float32(0)), xp), ~finite
+
+
+def load_float32(x: Array, xp: Namespace) -> tuple[Array, Array]:
+    """Read floats as `read_finite` does, and mark the rows (...) of x (..., D) that held something not finite."""
+    values, bad = read_finite(x, xp)
+    return values, bad.any(axis=-1)
 
 
 def _fold(x: Array, xp: Namespace) -> Array:

@@ -12,15 +12,21 @@ from dataclasses import replace
 
 import numpy as np
 
-from cupy_intfa.quantize.arithmetic import FLOAT32_TINY, Array, Namespace, flush, mean_over_tokens
+from cupy_intfa.quantize.arithmetic import (
+    FLOAT32_TINY,
+    Array,
+    Namespace,
+    check_floats,
+    flush,
+    mean_over_tokens,
+    read_finite,
+)
 from cupy_intfa.quantize.formats import KERNEL_FORMATS, Codebook, codebook
 from cupy_intfa.quantize.granularity import (
     KERNEL_BLOCK,
     Granularity,
     as_granularity,
-    check_floats,
     namespace_of,
-    read_finite,
     reduce_groups,
     spread_groups,
 )

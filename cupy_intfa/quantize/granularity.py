@@ -8,10 +8,9 @@ from dataclasses import dataclass
 import array_api_compat
 import numpy as np
 
-from cupy_intfa.quantize.arithmetic import Array, Namespace, flush
+from cupy_intfa.quantize.arithmetic import Array, Namespace
 
 _SIZES = {"tensor": 0, "row": 0, "channel": 0, "group": 1, "block": 2, "flat": 1}  # kind → how many numbers size has
-_FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
 @dataclass(frozen=True)
@@ -128,33 +127,6 @@ def namespace_of(*arrays: object) -> Namespace:
         return cupy
     found = ", ".join(type(x).__name__ for x in arrays)
     raise TypeError(f"expected NumPy arrays or CuPy arrays, not both, got {found}")
-
-
-def check_floats(x: Array) -> None:
-    """Refuse what is not float16, bfloat16, float32 or float64.
-
-    Raises
-    ------
-    TypeError
-        If the dtype is another.
-    """
-    if x.dtype.name not in _FLOATS:
-        raise TypeError(f"expected an array of {', '.join(_FLOATS)}, got {x.dtype.name}: convert it with .astype")
-
-
-def read_finite(x: Array, xp: Namespace) -> tuple[Array, Array]:
-    """Read floats as float32: values with 0 for what is not finite there (and for subnormals), and where that was.
-
-    Raises
-    ------
-    TypeError
-        If the dtype is another.
-    """
-    check_floats(x)
-    with np.errstate(over="ignore"):
-        values = x.astype(np.float32)
-    finite = xp.isfinite(values)
-    return flush(xp.where(finite, values, np.float32(0)), xp), ~finite
 
 
 def reduce_groups(x: Array, granularity: Granularity, operation: str, xp: Namespace) -> Array:

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cupy_intfa.quantize.arithmetic import Array, Namespace
-from cupy_intfa.quantize.granularity import namespace_of, read_finite
+from cupy_intfa.quantize.arithmetic import Array, Namespace, read_finite
+from cupy_intfa.quantize.granularity import namespace_of
 
 BINS = 2048
 MOMENTUM = 0.01  # PyTorch's averaging constant

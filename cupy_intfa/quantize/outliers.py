@@ -15,7 +15,6 @@ from cupy_intfa.quantize.affine import quantize_symmetric
 from cupy_intfa.quantize.arithmetic import Array
 from cupy_intfa.quantize.granularity import namespace_of
 from cupy_intfa.quantize.inputs import LinearInputs, check_layer
-from cupy_intfa.quantize.requantize import integer_matmul
 from cupy_intfa.quantize.tensor import QuantizedTensor
 
 THRESHOLD = 6.0  # the paper's
@@ -24,7 +23,7 @@ _FLOAT16_MAX = 65504.0
 
 @dataclass(frozen=True, eq=False)
 class DecomposedWeight:
-    """A weight in two parts.
+    """A weight in two parts; `cupy_intfa.linear.DecomposedLinear` multiplies by it.
 
     Parameters
     ----------
@@ -39,33 +38,6 @@ class DecomposedWeight:
     weight: QuantizedTensor
     columns: Array
     outliers: Array
-
-    def matmul(self, x: Array) -> Array:
-        """Multiply inputs by the transposed weight.
-
-        Parameters
-        ----------
-        x : array (M, K), float32
-            Inputs; all but the outliers are quantised to INT8 with a scale per row.
-
-        Returns
-        -------
-        array (M, N), float32
-            The integer product times its scales, plus the float16 part multiplied in float32.
-
-        Examples
-        --------
-        >>> from cupy_intfa.quantize.inputs import observe_inputs
-        >>> x = np.float32([[0.5, 100, -1]])
-        >>> split = decompose(np.float32([[1, 0.5, 0.25]]), observe_inputs(x))
-        >>> split.columns.tolist(), split.matmul(x).tolist()
-        ([1], [[50.25...]])
-        """
-        quiet = x.astype(np.float32)
-        loud = quiet[:, self.columns].astype(np.float16).astype(np.float32)
-        quiet[:, self.columns] = 0
-        accumulator, scale = integer_matmul(quantize_symmetric(quiet, "int8", "row"), self.weight)
-        return accumulator.astype(np.float32) * scale + loud @ self.outliers.astype(np.float32).T
 
 
 def decompose(weight: Array, inputs: LinearInputs, *, threshold: float = THRESHOLD) -> DecomposedWeight:
@@ -83,7 +55,7 @@ def decompose(weight: Array, inputs: LinearInputs, *, threshold: float = THRESHO
     Returns
     -------
     DecomposedWeight
-        Ready to multiply.
+        Its parts.
 
     Raises
     ------

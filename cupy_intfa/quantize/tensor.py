@@ -92,7 +92,11 @@ class QuantizedTensor:
 
     def scales(self) -> Array:
         """Give the scales so that they broadcast against the array: float32, dequantised if they are quantised."""
-        return self._spread(self._plain_scale())
+        return self._spread(self.group_scales())
+
+    def group_scales(self) -> Array:
+        """Give the scales, one per group: float32, dequantised if they are quantised."""
+        return self.scale.dequantize() if isinstance(self.scale, QuantizedTensor) else self.scale
 
     def dequantize(self, dtype: str = "float32") -> Array:
         """Give back what the codes stand for.
@@ -118,12 +122,9 @@ class QuantizedTensor:
         if xp is not np and self.format in KERNEL_FORMATS and self.granularity == KERNEL_BLOCK and self.minimum is None:
             from cupy_intfa.quantize import formats_launch  # compiles kernels: only where there is a GPU
 
-            return formats_launch.decode(self.values, self._plain_scale(), self.format, self.shape, _DTYPES[dtype])
+            return formats_launch.decode(self.values, self.group_scales(), self.format, self.shape, _DTYPES[dtype])
         with np.errstate(over="ignore"):
             return self._float32(xp).astype(_DTYPES[dtype], copy=False)
-
-    def _plain_scale(self) -> Array:
-        return self.scale.dequantize() if isinstance(self.scale, QuantizedTensor) else self.scale
 
     def _spread(self, x: Array) -> Array:
         """Make what there is one of, or one per group, broadcast against the array."""

@@ -16,8 +16,11 @@ from cupy_intfa.bench.contenders import Contender, first_line
 from cupy_intfa.bench.rivals import RIVALS
 from cupy_intfa.data.families import make_qkv
 from cupy_intfa.metrics import Comparison, compare
-from cupy_intfa.study.errors import Samples, Trial, make_trial, run_trials, study_recipes
+from cupy_intfa.study.errors import EMULATOR, compare_all, find_kernel, run_trials, study_recipes
+from cupy_intfa.study.sage import NAME as SAGE2
+from cupy_intfa.study.sage import attend_as_sage2
 from cupy_intfa.study.study import Pivot, Row, Rows, Study, distinct, one, pick
+from cupy_intfa.study.trials import Samples, Trial, make_trial
 
 Inputs = tuple[NDArray[Any], NDArray[Any], NDArray[Any]]
 BROKEN = 0.1  # relative RMSE: a tenth of the output is error
@@ -66,17 +69,25 @@ CASES: Mapping[str, Callable[..., Inputs]] = {
 
 def _measure(settings: Samples, backend: str) -> Iterator[Row]:
     """Measure every recipe, and the rivals that can be imported, on every case."""
+    settings.compile_ahead(study_recipes().values(), backend)
     rivals = [contender for contender in RIVALS if contender.name in COMPARED]
     for name in settings.data:
         # Rounded to float16, which the rivals read, so that all see the same values.
         drawn = [CASES[name](seed=seed, **settings.shape) for seed in settings.seeds]
-        trials = [make_trial(*(x.astype(np.float16) for x in qkv)) for qkv in drawn]
+        trials = [make_trial(*_rounded(qkv), backend) for qkv in drawn]
         for recipe_name, recipe in study_recipes().items():
-            outs, ran = run_trials(recipe, trials, backend)
-            found = [compare(out, t.exact) for out, t in zip(outs, trials, strict=True)]
+            found = compare_all(run_trials(recipe, trials, backend), trials)
+            ran = find_kernel(recipe, trials[0], backend)
             yield {"case": name, "recipe": recipe_name, **damage(found), "missing": None, "ran": ran}
+        found = compare_all([attend_as_sage2(t.q, t.k, t.v) for t in trials], trials)
+        yield {"case": name, "recipe": SAGE2, **damage(found), "missing": None, "ran": EMULATOR}
         for rival in rivals:
             yield {"case": name, "recipe": rival.name, **_ask(rival, trials), "ran": rival.name}
+
+
+def _rounded(qkv: Inputs) -> Inputs:
+    q, k, v = (x.astype(np.float16) for x in qkv)
+    return q, k, v
 
 
 def damage(comparisons: Sequence[Comparison]) -> dict[str, float | int | None]:
@@ -157,9 +168,31 @@ def _findings(rows: Rows) -> Iterator[str]:
         broken = [f"`{row['recipe']}` {_written(row)}" for row in measured if is_broken(row)]
         default = one(measured, "relative_rmse", recipe="fast")
         yield f"{case}: broken {', '.join(broken) or 'nothing'}; the default errs by {default:.3g}."
+    yield from _say_how_others_fare(rows)
     missing = {row["recipe"]: row["missing"] for row in rows if row["missing"]}
     for name, reason in missing.items():
-        yield f"{name} was not run ({reason}); of FP8 the preset `fp8_e4m3` is what stands here."
+        stands = f"its scheme is emulated as `{SAGE2}`" if SAGE2.startswith(name) else "`fp8_e4m3` stands for it"
+        yield f"{name} was not run ({reason}); {stands}."
+
+
+def _say_how_others_fare(rows: Rows) -> Iterator[str]:
+    """Compare FlashAttention-3 with the preset of its formats, and the scheme of SageAttention 2 with the default."""
+    ours, theirs = _errors(rows, "fp8_e4m3"), _errors(rows, COMPARED[0])
+    ratios = [error / ours[case] for case, error in theirs.items() if case in ours]
+    if ratios:
+        yield f"{COMPARED[0]} errs {min(ratios):.3f} to {max(ratios):.3f} times as much as `fp8_e4m3`."
+    default, emulated = _errors(rows, "fast"), _errors(rows, SAGE2)
+    ratios = [error / default[case] for case, error in emulated.items() if case in default]
+    if ratios:
+        better = [case for case, error in emulated.items() if case in default and error < default[case]]
+        yield (
+            f"{SAGE2}, errs {min(ratios):.2f} to {max(ratios):.2f} times as much as the default; less on "
+            f"{', '.join(better) or 'none'}."
+        )
+
+
+def _errors(rows: Rows, recipe: str) -> dict[str, float]:
+    return {row["case"]: row["relative_rmse"] for row in pick(rows, recipe=recipe) if row["relative_rmse"] is not None}
 
 
 def _written(row: Row) -> str:
@@ -172,12 +205,14 @@ STUDY = Study(
     setup=(
         "Eleven sets, from N(0, 1) to scores that leave one key alone, rounded to float16. Relative RMSE against "
         f"float64 of the rounded inputs; more than {BROKEN} counts as broken. FlashAttention-3 in fp8 and "
-        "SageAttention 2 see the same inputs where they can be imported."
+        "SageAttention 2 see the same inputs where they can be imported; the published scheme of the latter is "
+        "emulated as well, which needs no import."
     ),
     limits=(
         "Where scores are hundreds of nats apart, attention picks one key, and an error of half a per cent in a score "
         "can pick another: that is a limit of eight bits in Q·Kᵀ, not of a recipe. The preset fp8_e4m3 is not "
-        "FlashAttention-3: it has the same formats and one scale per head, but other tiles."
+        "FlashAttention-3: it has the same formats and one scale per head, but other tiles. The emulation of "
+        "SageAttention 2 has its formats and scales, and neither its tiles nor its sums of 22 bits."
     ),
     sizes={
         "quick": Samples(data=tuple(CASES), heads=1, queries=16, keys=256, seeds=(0, 1)),

@@ -13,7 +13,7 @@ from typing import Any
 from cupy_intfa.bench.report import load_reports
 from cupy_intfa.kernels import architecture, compile_options, source_text
 from cupy_intfa.recipe import PRESETS
-from cupy_intfa.study.chips import chips
+from cupy_intfa.study.chips import chips, say_what_is_unchecked
 from cupy_intfa.study.counting import Build, count_machine_code, find_plan, macros, rows_of_block, trace_kernel
 from cupy_intfa.study.machine_code import compile_machine_code, disassemble, is_readable
 from cupy_intfa.study.opcodes import CLASSES, classify
@@ -229,8 +229,10 @@ STUDY = Study(
         "memory nor power, and takes one efficiency for all chips: on an H200 the bounds lie near each other and get "
         "in each other's way; where one is far below the others, as products are on GeForce cards, a kernel may come "
         "nearer to it than the model says. It counts a float or integer instruction as one issue slot where some chips "
-        "have half as many lanes. What the check says of attention_sm90, with the efficiency of attention_sm80, is how "
-        "far such a transfer can be off."
+        "have half as many lanes, and a packing of two floats into 16 bits as well, which newer GeForce cards are said "
+        "to do at the rate of exponentials. The numbers of the chips stand in `chips.json` with the text that each was "
+        f"compared with; found in none: {say_what_is_unchecked()}. What the check says of attention_sm90, with the "
+        "efficiency of attention_sm80, is how far such a transfer can be off."
     ),
     sizes={
         "quick": Settings(archs=("sm_61", "sm_80", MEASURED), recipes=("fast",), head_dims=(64,), processes=1),

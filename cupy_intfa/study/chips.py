@@ -13,6 +13,10 @@ from cupy_intfa.device import DeviceInfo
 
 _REGISTERS = 65536  # of a multiprocessor
 _RESERVED = 1024  # bytes of shared memory that each block costs from compute capability 8.0 on
+_NUMBERS = (
+    *("multiprocessors", "clock_ghz", "shared_per_block", "shared_per_multiprocessor", "threads"),
+    *("exponentials", "tops"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +39,11 @@ class Chip:
         Results of the special function unit per clock and multiprocessor.
     tops : mapping of str to float
         10¹² operations per second by instruction; empty where nobody publishes them.
-    source : str
-        Where the numbers are from.
+    checked : mapping of str to str
+        By field the text that it was compared with, a key of ``texts`` in ``chips.json``; a field that is not named
+        was found in none.
+    note : str
+        What is derived, and from what.
     """
 
     arch: str
@@ -49,7 +56,13 @@ class Chip:
     threads: int
     exponentials: int
     tops: Mapping[str, float]
-    source: str
+    checked: Mapping[str, str]
+    note: str
+
+    @property
+    def unchecked(self) -> tuple[str, ...]:
+        """Fields that stand in no text that was found."""
+        return tuple(name for name in _NUMBERS if name not in self.checked)
 
     @property
     def device(self) -> DeviceInfo:
@@ -98,6 +111,22 @@ def read_chips_file() -> dict[str, Any]:
     """
     found: dict[str, Any] = json.loads(resources.files(__package__).joinpath("chips.json").read_text(encoding="utf-8"))
     return found
+
+
+def say_what_is_unchecked() -> str:
+    """List the numbers that stand in no text that was found.
+
+    Returns
+    -------
+    str
+        By chip.
+
+    Examples
+    --------
+    >>> say_what_is_unchecked()
+    'GeForce GTX 1080 tops, V100 tops, GeForce RTX 4090 exponentials, GeForce RTX 5090 exponentials'
+    """
+    return ", ".join(f"{chip.chip} {name}" for chip in chips().values() for name in chip.unchecked)
 
 
 @cache

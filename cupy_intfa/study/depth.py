@@ -15,6 +15,7 @@ from cupy_intfa.attention import attention, explain
 from cupy_intfa.metrics import compare
 from cupy_intfa.recipe import Recipe, get_recipe
 from cupy_intfa.reference import oracle
+from cupy_intfa.study.compile_ahead import compile_ahead, shapes_of
 from cupy_intfa.study.errors import study_recipes, summarise
 from cupy_intfa.study.study import Pivot, Row, Rows, Study, distinct, one
 
@@ -53,6 +54,8 @@ class Settings:
 def _measure(settings: Settings, backend: str) -> Iterator[Row]:
     """Run stacks of layers twice, with exact attention and with that of each recipe, and compare after each layer."""
     recipes = deep_recipes()
+    shape = {"heads": settings.heads, "q_len": settings.tokens, "kv_len": settings.tokens}
+    compile_ahead(recipes.values(), [shapes_of(**shape, head_dim=settings.head_dim)], backend)
     blank = np.zeros((1, settings.heads, settings.tokens, settings.head_dim), np.float32)
     ran = {
         name: explain(*(blank,) * 3, is_causal=True, recipe=r, backend=backend).kernel for name, r in recipes.items()

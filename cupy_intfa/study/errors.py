@@ -1,9 +1,9 @@
-"""The error of a recipe on inputs drawn from seeds, against attention in float64: what most studies measure."""
+"""The error of a recipe on trials, against attention in float64: what most studies measure."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from statistics import fmean
 from typing import Any
 
@@ -11,109 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cupy_intfa.attention import attention, explain
-from cupy_intfa.data.families import make_qkv
-from cupy_intfa.demo import layer_samples
 from cupy_intfa.metrics import Comparison, compare
 from cupy_intfa.recipe import PRESETS, Recipe, get_recipe
-from cupy_intfa.reference import oracle
+from cupy_intfa.study.trials import Trial
 
-REAL = "real"
-"""The set of data that is the layers of a transformer on real text, and not drawn from a seed."""
+EMULATOR = "emulator"
+"""What a row says that ran where no kernel did."""
 
 SHORT_NAMES = {"mean_relative_error": "mre"}
-
-
-@dataclass(frozen=True, eq=False)
-class Trial:
-    """Inputs and what attention on them is in float64.
-
-    Parameters
-    ----------
-    q, k, v : ndarray (B, H, S, D), float32
-        Queries, keys and values. Rows do not feel each other, so a few queries stand for all.
-    exact : ndarray (B, H, S, D), float64
-        The output.
-    """
-
-    q: NDArray[Any]
-    k: NDArray[Any]
-    v: NDArray[Any]
-    exact: NDArray[np.float64]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Samples:
-    """Settings of a study that looks at several sets of data.
-
-    Parameters
-    ----------
-    data : tuple of str
-        Names of the sets.
-    heads, queries, keys, head_dim : int
-        Of each trial, where the set leaves a choice.
-    seeds : tuple of int
-        One trial for each.
-    """
-
-    data: tuple[str, ...]
-    heads: int = 2
-    queries: int = 128
-    keys: int = 2048
-    head_dim: int = 64
-    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-
-    @property
-    def shape(self) -> dict[str, int]:
-        """What `make_qkv` calls these sizes."""
-        return {"heads": self.heads, "q_len": self.queries, "kv_len": self.keys, "head_dim": self.head_dim}
-
-    def draw(self, data: str) -> list[Trial]:
-        """Make the trials of a set by `make_trials`."""
-        return make_trials(data, self.seeds, **self.shape)
-
-
-def make_trial(q: NDArray[Any], k: NDArray[Any], v: NDArray[Any]) -> Trial:
-    """Compute what a recipe is compared with.
-
-    Parameters
-    ----------
-    q, k, v : ndarray (B, H, S, D)
-        Of any real dtype; kept in float32, because an output rounded to 16 bits would hide small errors.
-
-    Returns
-    -------
-    Trial
-        With the output in float64.
-    """
-    q, k, v = (x.astype(np.float32) for x in (q, k, v))
-    return Trial(q, k, v, oracle.attention(q, k, v)[0])
-
-
-def make_trials(data: str, seeds: Iterable[int], **shape: Any) -> list[Trial]:
-    """Draw the inputs of a set of data.
-
-    Parameters
-    ----------
-    data : str
-        A family of `cupy_intfa.data.families`, or ``"real"``.
-    seeds : iterable of int
-        One trial for each; the real activations give one for each layer instead.
-    **shape
-        ``heads``, ``kv_heads``, ``q_len``, ``kv_len`` and ``head_dim`` of `make_qkv`; the real ones have their own.
-
-    Returns
-    -------
-    list of Trial
-        In the order of the seeds.
-
-    Examples
-    --------
-    >>> [trial.exact.shape for trial in make_trials("normal", (0, 1), heads=2, q_len=4, kv_len=16, head_dim=8)]
-    [(1, 2, 4, 8), (1, 2, 4, 8)]
-    """
-    if data == REAL:
-        return [make_trial(x.q, x.k, x.v) for x in layer_samples()]
-    return [make_trial(*make_qkv(data, seed=seed, **shape)) for seed in seeds]
 
 
 def study_recipes() -> dict[str, Recipe]:
@@ -127,7 +32,27 @@ def study_recipes() -> dict[str, Recipe]:
     return {**PRESETS, "int8x2": get_recipe("fast", pv="int8x2")}
 
 
-def run_trials(recipe: Recipe, trials: Sequence[Trial], backend: str) -> tuple[list[NDArray[np.float32]], str]:
+def find_kernel(recipe: Recipe, trial: Trial, backend: str) -> str:
+    """Name what runs a recipe.
+
+    Parameters
+    ----------
+    recipe : Recipe
+        The numerics.
+    trial : Trial
+        Of the sizes in question.
+    backend : str
+        As in `attention`.
+
+    Returns
+    -------
+    str
+        A kernel of the GPU, or ``emulator``.
+    """
+    return explain(trial.q, trial.k, trial.v, recipe=recipe, backend=backend).kernel
+
+
+def run_trials(recipe: Recipe, trials: Sequence[Trial], backend: str) -> list[NDArray[np.float32]]:
     """Run a recipe on every trial.
 
     Parameters
@@ -141,13 +66,29 @@ def run_trials(recipe: Recipe, trials: Sequence[Trial], backend: str) -> tuple[l
 
     Returns
     -------
-    outs : list of ndarray (B, H, S, D), float32
+    list of ndarray (B, H, S, D), float32
         The outputs.
-    ran : str
-        A kernel of the GPU, or ``emulator``.
     """
-    outs = [attention(t.q, t.k, t.v, recipe=recipe, backend=backend) for t in trials]
-    return outs, explain(trials[0].q, trials[0].k, trials[0].v, recipe=recipe, backend=backend).kernel
+    return [attention(t.q, t.k, t.v, recipe=recipe, backend=backend) for t in trials]
+
+
+def compare_all(outs: Sequence[NDArray[Any]], trials: Sequence[Trial]) -> list[Comparison]:
+    """Compare outputs with what they should be, side by side: all rows of 16k tokens are millions of elements.
+
+    Parameters
+    ----------
+    outs : sequence of ndarray (B, H, S, D)
+        One for each trial.
+    trials : sequence of Trial
+        In the same order.
+
+    Returns
+    -------
+    list of Comparison
+        In that order.
+    """
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(compare, outs, (trial.exact for trial in trials)))
 
 
 def summarise(comparisons: Sequence[Comparison], *metrics: str) -> dict[str, float]:
@@ -204,6 +145,5 @@ def measure_error(recipe: Recipe, trials: Sequence[Trial], backend: str) -> dict
     dict
         As `summarise`, and under ``ran`` the kernel that ran, or ``emulator``.
     """
-    outs, ran = run_trials(recipe, trials, backend)
-    found = [compare(out, t.exact) for out, t in zip(outs, trials, strict=True)]
-    return {**summarise(found, "relative_rmse"), "ran": ran}
+    found = compare_all(run_trials(recipe, trials, backend), trials)
+    return {**summarise(found, "relative_rmse"), "ran": find_kernel(recipe, trials[0], backend)}

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from cupy_intfa.recipe import Recipe, get_recipe
-from cupy_intfa.study.errors import make_trials, measure_error
+from cupy_intfa.study.compile_ahead import compile_ahead, shapes_of
+from cupy_intfa.study.errors import measure_error
 from cupy_intfa.study.study import Pivot, Row, Rows, Study, distinct, one, pick
 from cupy_intfa.study.theory import predict_rounding
+from cupy_intfa.study.trials import Trial, make_trials
 
 SERIES = "one head"
 FLOAT8 = "fp8_e4m3"
+EMULATED = 64  # query rows that a recipe without a kernel is run on
 LAYOUTS: Mapping[str, tuple[int, int, int]] = {  # heads, KV heads, D
     "7B, 32 heads": (32, 32, 128),
     "8B, 32 heads on 8": (32, 8, 128),
@@ -67,37 +70,52 @@ def compared() -> dict[str, tuple[Recipe, Recipe | None]]:
     }
 
 
-def _measure(settings: Settings, backend: str) -> Iterator[Row]:
-    """Measure the error over length, over head dimension and over the layouts of models."""
+def list_cases(settings: Settings) -> list[tuple[str, dict[str, int]]]:
+    """List what is measured: one head over length and over head dimension, then the layouts of models.
+
+    Parameters
+    ----------
+    settings : Settings
+        Of the study.
+
+    Returns
+    -------
+    list of (str, dict)
+        Name of the layout, and the sizes as `make_qkv` calls them.
+    """
     by_length = [(settings.head_dim, keys) for keys in settings.lengths]
     by_head_dim = [(head_dim, settings.length) for head_dim in settings.head_dims]
-    for head_dim, keys in sorted({*by_length, *by_head_dim}):
-        yield from _measure_one(SERIES, (1, 1, head_dim), keys, settings.queries, settings, backend)
-    for layout in settings.layouts:
-        yield from _measure_one(layout, LAYOUTS[layout], settings.length, settings.layout_queries, settings, backend)
+    rows = {"heads": 1, "kv_heads": 1, "q_len": settings.queries}
+    series = [(SERIES, {**rows, "head_dim": d, "kv_len": n}) for d, n in sorted({*by_length, *by_head_dim})]
+    few = {"q_len": settings.layout_queries, "kv_len": settings.length}
+    layouts = [
+        (name, {"heads": heads, "kv_heads": kv_heads, "head_dim": head_dim, **few})
+        for name, (heads, kv_heads, head_dim) in ((name, LAYOUTS[name]) for name in settings.layouts)
+    ]
+    return series + layouts
 
 
-def _measure_one(
-    layout: str, sizes: tuple[int, int, int], keys: int, queries: int, settings: Settings, backend: str
-) -> Iterator[Row]:
-    heads, kv_heads, head_dim = sizes
-    shape = {"heads": heads, "kv_heads": kv_heads, "q_len": queries, "kv_len": keys, "head_dim": head_dim}
-    trials = make_trials("normal", settings.seeds, **shape)
-    for name, (recipe, fine) in compared().items():
-        rounding = others = None
-        if fine is not None:
-            rounding = predict_rounding(recipe, keys, head_dim)
-            others = measure_error(fine, trials, backend)["relative_rmse"]
-        yield {
-            "layout": layout,
-            "head_dim": head_dim,
-            "keys": keys,
-            "recipe": name,
-            **measure_error(recipe, trials, backend),
-            "fine_p": others,
-            "rounding": rounding,
-            "predicted": None if rounding is None or others is None else math.hypot(rounding, others),
-        }
+def _measure(settings: Settings, backend: str) -> Iterator[Row]:
+    """Measure the error over length, over head dimension and over the layouts of models."""
+    cases = list_cases(settings)
+    compile_ahead((recipe for recipe, _ in compared().values()), [shapes_of(**shape) for _, shape in cases], backend)
+    for layout, shape in cases:
+        head_dim, keys = shape["head_dim"], shape["kv_len"]
+        trials = make_trials("normal", settings.seeds, shape, backend)
+        for name, (recipe, fine) in compared().items():
+            theory = dict.fromkeys(("fine_p", "rounding", "predicted"))
+            if fine is not None and layout == SERIES:
+                theory = _predict(recipe, fine, trials, backend)
+            error = measure_error(recipe, trials, backend)
+            yield {"layout": layout, "head_dim": head_dim, "keys": keys, "recipe": name, **error, **theory}
+
+
+def _predict(recipe: Recipe, fine: Recipe, trials: Sequence[Trial], backend: str) -> dict[str, float | None]:
+    """Add what rounding P must cost to the error that the recipe has with P in 16 bits, which is the emulator's."""
+    keys, head_dim = trials[0].k.shape[2:]
+    rounding = predict_rounding(recipe, keys, head_dim)
+    others = measure_error(fine, [trial.first(EMULATED) for trial in trials], backend)["relative_rmse"]
+    return {"fine_p": others, "rounding": rounding, "predicted": math.hypot(rounding, others)}
 
 
 def growth(rows: Rows, recipe: str) -> tuple[float, float]:
@@ -200,9 +218,7 @@ STUDY = Study(
         "small": Settings(),
         "full": Settings(
             lengths=(1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072),
-            length=4096,
             queries=128,
-            seeds=(0, 1, 2, 3, 4),
         ),
     },
     measure=_measure,

@@ -12,8 +12,9 @@ from cupy_intfa.quantize.affine import quantize_symmetric
 from cupy_intfa.quantize.rotate import rotate
 from cupy_intfa.recipe import Recipe, get_recipe
 from cupy_intfa.reference import oracle
-from cupy_intfa.study.errors import REAL, Samples, Trial, measure_error, summarise
+from cupy_intfa.study.errors import measure_error, summarise
 from cupy_intfa.study.study import Pivot, Row, Rows, Study, distinct, pick
+from cupy_intfa.study.trials import REAL, Samples, Trial
 
 # What shares a scale of Q and of K, and the window in which keys are sorted.
 SCALES: Mapping[str, tuple[str, str, int]] = {
@@ -62,9 +63,12 @@ def make_recipe(bits: int, scales: str, smooth: bool, rotated: bool) -> Recipe:
 
 def _measure(settings: Samples, backend: str) -> Iterator[Row]:
     """Measure 8, 4 and 2 bits with every kind of scale, with and without smoothing and rotation."""
+    turns = list(product((False, True), repeat=2))
+    ways = product((8, 4), SCALES, turns)
+    settings.compile_ahead([make_recipe(bits, scales, *turn) for bits, scales, turn in ways], backend)
     for data in settings.data:
-        trials = settings.draw(data)
-        for smooth, rotated in product((False, True), repeat=2):
+        trials = settings.draw(data, backend)
+        for smooth, rotated in turns:
             names = {"smooth_k": smooth, "rotate": rotated}
             for bits, scales in product((8, 4), SCALES):
                 found = measure_error(make_recipe(bits, scales, smooth, rotated), trials, backend)

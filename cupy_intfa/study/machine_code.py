@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from cupy_intfa.ptxsim.compiler import CompileError
+from cupy_intfa.ptxsim.compiler import run_nvrtc
 
 # Major version of CUDA → the wheels of NVRTC and of the headers that kernels include.
 _WHEELS = {
@@ -172,47 +172,11 @@ def compile_machine_code(source: str, arch: str, options: tuple[str, ...]) -> Co
         Where the NVRTC that knows the architecture is not installed; the text names its wheel.
     """
     cuda = compiles_for(arch)
-    nvrtc = load_nvrtc(cuda)
-    every = [option.encode() for option in (f"-arch={arch}", f"-I{headers(cuda)}", *_OPTIONS, *options)]
-    program = ctypes.c_void_p()
-    nvrtc.nvrtcCreateProgram(ctypes.byref(program), source.encode(), b"kernel.cu", 0, None, None)
-    try:
-        status = nvrtc.nvrtcCompileProgram(program, len(every), (ctypes.c_char_p * len(every))(*every))
-        log = read_result(nvrtc, program, "ProgramLog").rstrip(b"\0").decode()
-        if status:
-            raise CompileError(f"{arch}, CUDA {cuda}: NVRTC's error {status}\n{log}")
-        (found,) = _PROPERTIES.finditer(log)
-        return Compiled(
-            cubin=read_result(nvrtc, program, "CUBIN"),
-            registers=int(found["registers"]),
-            spilled=int(found["stores"]) + int(found["loads"]),
-        )
-    finally:
-        nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
-
-
-def read_result(nvrtc: ctypes.CDLL, program: ctypes.c_void_p, what: str) -> bytes:
-    """Read what NVRTC made.
-
-    Parameters
-    ----------
-    nvrtc : CDLL
-        From `load_nvrtc`.
-    program : c_void_p
-        Compiled.
-    what : {"CUBIN", "PTX", "ProgramLog"}
-        As in the names of its functions.
-
-    Returns
-    -------
-    bytes
-        With the zero byte that ends a text.
-    """
-    size = ctypes.c_size_t()
-    getattr(nvrtc, f"nvrtcGet{what}Size")(program, ctypes.byref(size))
-    buffer = ctypes.create_string_buffer(size.value)
-    getattr(nvrtc, f"nvrtcGet{what}")(program, buffer)
-    return buffer.raw
+    every = (f"-arch={arch}", f"-I{headers(cuda)}", *_OPTIONS, *options)
+    cubin, log = run_nvrtc(load_nvrtc(cuda), f"{arch}, CUDA {cuda}", source, every, ("CUBIN", "ProgramLog"))
+    (found,) = _PROPERTIES.finditer(log.decode())
+    spilled = int(found["stores"]) + int(found["loads"])
+    return Compiled(cubin=cubin, registers=int(found["registers"]), spilled=spilled)
 
 
 def disassemble(cubin: bytes) -> str:

@@ -73,7 +73,9 @@ def _ablation(rows: Rows) -> Figure:
             heights = [i + 0.8 * (place + 0.5) / len(data) - 0.4 for i in range(len(names))]
             panel.plot([shares[key] for key in names], heights, MARKERS[place], markersize=5, label=name)
         panel.axvline(1.0, color="black", linewidth=0.8)
-        panel.set_yticks(range(len(names)), [f"{knob} = {setting}" for knob, setting in names], fontsize="small")
+        tops = {(row["knob"], row["setting"]): row["tops"] for row in pick(rows, base=base)}
+        labels = [f"{knob} = {it}" + (f", {tops[knob, it]:.0f} TOPS" if tops[knob, it] else "") for knob, it in names]
+        panel.set_yticks(range(len(names)), labels, fontsize="small")
         panel.set_xscale("log", base=2)
         panel.xaxis.set_major_formatter("{x:g}")
         panel.set(title=base, xlabel=f"error / error of {base}")
@@ -125,15 +127,14 @@ def _v_quantisation(rows: Rows) -> Figure:
 def _pareto(panel: Any, rows: Rows, numbers: Mapping[tuple[str, str], int]) -> None:
     """Draw the error over the speed: a mark for each scheme, its geometric mean over the data, by its number."""
     for (reference, scheme), number in numbers.items():
-        found = [row for row in pick(rows, reference=reference, scheme=scheme) if row["tops"] is not None]
-        if not found:
-            continue
+        found = pick(rows, reference=reference, scheme=scheme)
         error = math.exp(sum(math.log(row["relative_rmse"]) for row in found) / len(found))
-        inside = "white" if reference == "tile" else "black"
-        panel.plot(found[0]["tops"], error, "o", markersize=5, color="black", markerfacecolor=inside)
-        panel.annotate(str(number), (found[0]["tops"], error), (3, 3), textcoords="offset points", fontsize="small")
+        tops, inside = found[0]["tops"], "white" if reference == "tile" else "black"
+        place = tops or 0.0, error
+        panel.plot(*place, "x" if tops is None else "o", markersize=5, color="black", markerfacecolor=inside)
+        panel.annotate(str(number), place, (3, 3), textcoords="offset points", fontsize="small")
     panel.margins(x=0.1)
-    panel.set(yscale="log", title="mean over the data, and speed where a kernel has one", xlabel="TOPS")
+    panel.set(yscale="log", title="mean over the data, and speed", xlabel="TOPS; crosses: no kernel, or not measured")
     panel.title.set_fontsize("medium")
     panel.grid(alpha=0.3)
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
+from cupy_intfa.bench.cases import Case
 from cupy_intfa.bench.report import CaseResult, Entry, Report
 from cupy_intfa.study.rate_model import BOUNDS, MEASURED, PLANNED, attention_sm90_was_there, nearest_bound
 from cupy_intfa.study.report import load_study
@@ -73,16 +75,20 @@ def make_rows(reports: Iterable[Report], roofline: Rows) -> list[Row]:
     Returns
     -------
     list of mapping
-        One for each case, contender and form, with the bounds beside our kernels.
+        One for each case, contender and form, with the bounds beside our kernels. A case that several reports have is
+        taken from the first; what a later one says of it stands under ``tops_again``.
     """
-    found: dict[tuple[str, int, int], list[Row]] = {}
+    found: dict[tuple[Any, ...], dict[str, Any]] = {}
     for report in reports:
+        before = {key[:3] for key in found}
         for result in report.results:
-            case = result.case
-            key = (CAUSAL if case.causal else PLAIN, case.head_dim, case.kv_len)
-            if key not in found:
-                found[key] = list(_rows_of_case(report, result, roofline))
-    return [row for rows in found.values() for row in rows]
+            for row in _rows_of_case(report, result, roofline):
+                key = row["mask"], row["head_dim"], row["keys"], row["contender"], row["form"]
+                if key[:3] not in before:
+                    found[key] = {**row, "tops_again": None}
+                elif key in found and row["measured_on"] != EARLIER:
+                    found[key]["tops_again"] = row["tops"]
+    return list(found.values())
 
 
 def _rows_of_case(report: Report, result: CaseResult, roofline: Rows) -> Iterator[Row]:
@@ -91,7 +97,7 @@ def _rows_of_case(report: Report, result: CaseResult, roofline: Rows) -> Iterato
     on = report.measured_on
     for name, entry in result.entries.items():
         bounds = _bounds_of(report, name, case.head_dim, roofline)
-        for form, tops, error in _rates(entry):
+        for form, tops, spread, error in _rates(case, entry):
             yield {
                 **shape,
                 "contender": name,
@@ -99,6 +105,7 @@ def _rows_of_case(report: Report, result: CaseResult, roofline: Rows) -> Iterato
                 "case": str(case),
                 "suite": report.suite,
                 "tops": tops,
+                "tops_spread": spread,
                 "ms": case.operations / tops / 1e9,
                 "relative_rmse": error,
                 "measured_on": EARLIER if entry.cited and not entry.forms else on,
@@ -106,13 +113,14 @@ def _rows_of_case(report: Report, result: CaseResult, roofline: Rows) -> Iterato
             }
 
 
-def _rates(entry: Entry) -> Iterator[tuple[str, float, float | None]]:
-    """List the forms of a contender with TOPS and error; cited ones where none was measured."""
+def _rates(case: Case, entry: Entry) -> Iterator[tuple[str, float, float | None, float | None]]:
+    """List the forms of a contender with TOPS, quartile range and error; cited ones where none was measured."""
     for form, measured in entry.forms.items():
         if measured.tops is not None:
-            yield form, measured.tops, measured.relative_rmse
+            spread = case.tops(measured.timing.q1_ms) - case.tops(measured.timing.q3_ms)
+            yield form, measured.tops, spread, measured.relative_rmse
     if not entry.forms:
-        yield from ((form, tops, None) for form, tops in entry.cited.items())
+        yield from ((form, tops, None, None) for form, tops in entry.cited.items())
 
 
 def _bounds_of(report: Report, name: str, head_dim: int, roofline: Rows) -> dict[str, str | float | None]:

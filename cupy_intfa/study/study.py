@@ -27,12 +27,15 @@ class Pivot:
         What a cell shows.
     where : mapping of str to object
         Values that a row must have to be shown.
+    beside : tuple of str
+        Values that all rows of a line share, each a column of its own at the end.
     """
 
     rows: tuple[str, ...]
     columns: tuple[str, ...]
     value: str
     where: Mapping[str, Any] = field(default_factory=dict)
+    beside: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

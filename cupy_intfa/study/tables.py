@@ -31,14 +31,18 @@ def make_study_table(study: Study[Any], report: StudyReport, pivot: Pivot | None
     """
     pivot = pivot or study.table
     cells: dict[tuple[str, ...], dict[tuple[Any, ...], str]] = {}
+    beside: dict[tuple[str, ...], tuple[str, ...]] = {}
     columns: dict[tuple[Any, ...], None] = {}
     for row in pick(report.rows, **pivot.where):
         column = tuple(row[name] for name in pivot.columns)
         columns[column] = None
         line = tuple(_label(row[name]) for name in pivot.rows)
         cells.setdefault(line, {})[column] = format_value(row[pivot.value])
-    head = (*pivot.rows, *(_title(pivot.columns, column) for column in columns))
-    rows = tuple((*line, *(found.get(column, _NONE) for column in columns)) for line, found in cells.items())
+        beside[line] = tuple(format_value(row[name]) for name in pivot.beside)
+    head = (*pivot.rows, *(_title(pivot.columns, column) for column in columns), *pivot.beside)
+    rows = tuple(
+        (*line, *(found.get(column, _NONE) for column in columns), *beside[line]) for line, found in cells.items()
+    )
     return Table(head, rows, tuple(study.findings(report.rows)), stamp(report))
 
 

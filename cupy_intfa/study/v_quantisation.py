@@ -8,9 +8,10 @@ from statistics import fmean
 
 from cupy_intfa.bench.cases import Case, square
 from cupy_intfa.recipe import Recipe, get_recipe
-from cupy_intfa.study.errors import REAL, Samples, measure_error
+from cupy_intfa.study.errors import measure_error
 from cupy_intfa.study.recipe_speeds import find_speeds
 from cupy_intfa.study.study import Pivot, Row, Rows, Study, distinct, one, pick
+from cupy_intfa.study.trials import REAL, Samples
 
 REFERENCES = {"running": "fast", "tile": "precise"}  # the presets that each reference of P comes from
 GRANULARITIES = ("tensor", "channel", "block", "block_channel", "token")
@@ -51,14 +52,14 @@ def schemes(reference: str) -> dict[str, Recipe]:
 
 def _measure(settings: Samples, backend: str) -> Iterator[Row]:
     """Measure every scheme on every set of data."""
-    trials = {data: settings.draw(data) for data in settings.data}
-    for reference in REFERENCES:
-        recipes = schemes(reference)
-        speeds = find_speeds(recipes, SPEED, backend)
-        for scheme, recipe in recipes.items():
-            for data, drawn in trials.items():
-                error = measure_error(recipe, drawn, backend)
-                yield {"reference": reference, "scheme": scheme, "data": data, **error, **speeds[scheme]}
+    recipes = {(reference, name): recipe for reference in REFERENCES for name, recipe in schemes(reference).items()}
+    speeds = find_speeds({": ".join(name): recipe for name, recipe in recipes.items()}, SPEED, backend)
+    settings.compile_ahead(recipes.values(), backend)
+    trials = {data: settings.draw(data, backend) for data in settings.data}
+    for (reference, scheme), recipe in recipes.items():
+        for data, drawn in trials.items():
+            error = measure_error(recipe, drawn, backend)
+            yield {"reference": reference, "scheme": scheme, "data": data, **error, **speeds[f"{reference}: {scheme}"]}
 
 
 def means(rows: Rows, reference: str) -> dict[str, float]:

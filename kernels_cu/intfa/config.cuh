@@ -86,7 +86,7 @@ constexpr bool kFloatO = !kIntegerPv || kTileRef || kVBlock;
 
 static_assert(kD % 32 == 0 && kD <= 256,
               "INTFA_D: 32, 64, 96, 128, 192 or 256, a multiple of the MMA's depth");
-static_assert(kBc % 64 == 0 && kBc <= 128, "INTFA_BC: 64 or 128, a multiple of the key block");
+static_assert(kBc % 32 == 0 && kBc <= 192, "INTFA_BC: 64 to 192, a multiple of the depth of P V");
 static_assert(kStep == 32 || kStep == 64 || kStep == kBc, "INTFA_STEP: 32 or 64 keys, or all of a tile");
 static_assert(kBc == 64 || !kVBlock, "INTFA_BC: V with a scale per block has one tile per block");
 static_assert(kQk == kInt8 || kQk == kPv, "INTFA_QK: a float Q and K go with P and V of the same format");

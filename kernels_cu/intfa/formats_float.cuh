@@ -1,4 +1,4 @@
-// Neighbouring floats of the dtype of a formats_*.cu kernel: loads of eight, stores of 16 bytes.
+// Neighbouring floats of the dtype of a formats_*.cu kernel: loads of 32 bytes, stores of 16.
 #pragma once
 #include "formats_config.cuh"
 
@@ -41,15 +41,17 @@ __device__ __forceinline__ u32 round_pair(float low, float high) {
     return pair;
 }
 
-// Eight of them as they are stored, so that many can be on their way.
-struct Eight {
-    u32 words[2 * sizeof(Element)];
+// Neighbours as they are stored, 32 bytes of them, so that many can be on their way.
+constexpr s32 kNeighbours = 32 / sizeof(Element);
 
-    // Elements first to first + 7 of `count`; 0 beyond.
+struct Neighbours {
+    u32 words[8];
+
+    // Elements `first` to `first + kNeighbours - 1` of `count`; 0 beyond.
     __device__ __forceinline__ void load(const Element* from, s64 first, s64 count) {
-        if (first + 8 <= count) {
+        if (first + kNeighbours <= count) {
 #pragma unroll
-            for (s32 k = 0; k < (s32)sizeof(Element) / 2; ++k) {
+            for (s32 k = 0; k < 2; ++k) {
                 const uint4 four = __ldg((const uint4*)(from + first) + k);
                 words[4 * k] = four.x, words[4 * k + 1] = four.y;
                 words[4 * k + 2] = four.z, words[4 * k + 3] = four.w;
@@ -57,9 +59,9 @@ struct Eight {
             return;
         }
 #pragma unroll
-        for (s32 k = 0; k < 2 * (s32)sizeof(Element); ++k) words[k] = 0;
+        for (s32 k = 0; k < 8; ++k) words[k] = 0;
 #pragma unroll
-        for (s32 k = 0; k < 8; ++k) {
+        for (s32 k = 0; k < kNeighbours; ++k) {
             if (first + k >= count) continue;
             if constexpr (kDtype == kFloat32) words[k] = __float_as_uint(from[first + k]);
             if constexpr (kDtype != kFloat32) words[k / 2] |= (u32)from[first + k] << (16 * (k % 2));
@@ -69,6 +71,18 @@ struct Eight {
     __device__ __forceinline__ float operator[](s32 k) const {
         if constexpr (kDtype == kFloat32) return __uint_as_float(words[k]);
         return to_float((u16)(k % 2 ? words[k / 2] >> 16 : words[k / 2]));
+    }
+
+    // The largest magnitude, as the bits of a float: the order of integers is that of floats, infinity and NaN above
+    // all. Shifting drops the sign; of two elements in a word the lower one only breaks ties of the upper.
+    __device__ __forceinline__ u32 absmax() const {
+        u32 found = 0;
+#pragma unroll
+        for (s32 k = 0; k < 8; ++k) {
+            found = max(found, words[k] << 1);
+            if constexpr (kDtype != kFloat32) found = max(found, words[k] << 17);
+        }
+        return kDtype == kFloat32 ? found >> 1 : __float_as_uint(to_float((u16)(found >> 17)));
     }
 };
 

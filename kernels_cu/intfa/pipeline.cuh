@@ -12,21 +12,21 @@ constexpr s32 kProducerRegisters = 24;
 constexpr s32 kConsumerRegisters = kWarps == 8 ? 240 : 160;
 
 // A tile is cut into chunks of columns as wide as a swizzle span.
-constexpr s32 kQkChunk = kD % 128 == 0 ? 128 : kD % 64 == 0 ? 64 : 32;  // bytes, Q and K
-constexpr s32 kVChunk = kPv != kHalf ? 64 : kD % 64 == 0 ? 128 : 64;    // bytes, V
+constexpr s32 kQkChunk = kD % 128 == 0 ? 128 : kD % 64 == 0 ? 64 : 32;    // bytes, Q and K
+constexpr s32 kVKeys = kBc % 64 == 0 ? 64 : 32;                           // keys of a box of V in 8 bits
+constexpr s32 kVChunk = kPv != kHalf ? kVKeys : kD % 64 == 0 ? 128 : 64;  // bytes, V
 constexpr u32 kTileK = kBc * kD, kTileV = kBc * kD * (kPv == kHalf ? 2 : 1);
 constexpr u32 kStageBytes = kTileK + kTileV;
-constexpr s32 kScales = kKToken ? kBc : kBc / 16;
+constexpr s32 kScales = kKToken ? kBc : (kBc + 63) / 64 * 4;  // of the blocks that a tile touches
 constexpr s32 kVScales = kVBlock ? kD * (kBc / 64) : 0;
 constexpr u32 kPlacesAt = 4 * (kScales + kVScales);  // of the keys in their block, where they are sorted
 constexpr u32 kScaleBytes = kPlacesAt + kBc;
 
-// What an item needs once: Q, its scales and marks, and what the epilogue reads of V. Two of them, so that the next
+// What an item needs once: Q, its scales and marks, and the scales of V. Two of them where they fit, so that the next
 // item's are there when this one ends.
 constexpr u32 kTileQ = kBr * kD;
-constexpr u32 kQScaleAt = kTileQ, kQMarkAt = kQScaleAt + 4 * kBr, kVScaleAt = kQMarkAt + 4 * kBr,
-              kVMeanAt = kVScaleAt + 4 * kD;
-constexpr u32 kItemBytes = (kVMeanAt + 4 * kD + 1023) / 1024 * 1024;
+constexpr u32 kQScaleAt = kTileQ, kQMarkAt = kQScaleAt + 4 * kBr, kVScaleAt = kQMarkAt + 4 * kBr;
+constexpr u32 kItemBytes = (kVScaleAt + 4 * kD + 1023) / 1024 * 1024;
 
 constexpr u32 kItemsAt = kStages * kStageBytes, kScalesAt = kItemsAt + kItemBuffers * kItemBytes,
               kBarriersAt = kScalesAt + kStages * kScaleBytes;
@@ -96,35 +96,37 @@ __device__ __forceinline__ void copy_item(const AttentionParams& p, const Tensor
                                           s64 kv, u32 to, u32 full) {
     const s64 row = (s64)work.bh * p.q_pad + work.first_row;
     const s32 rows = rows_packed(p, work);
-    barrier_expect(full, kTileQ + 8 * rows + (kVBlock ? 0 : 4 * kD) + (p.v_mean ? 4 * kD : 0));
+    barrier_expect(full, kTileQ + 8 * rows + (kVBlock ? 0 : 4 * kD));
 #pragma unroll
     for (s32 c = 0; c < kD / kQkChunk; ++c)
         copy_box(to + c * kBr * kQkChunk, q_map, c * kQkChunk, (s32)row, full);
     copy_line(to + kQScaleAt, p.q_scale + row, 4 * rows, full);
     copy_line(to + kQMarkAt, p.q_mark + row, 4 * rows, full);
     if constexpr (!kVBlock) copy_line(to + kVScaleAt, p.v_scale + kv * kD, 4 * kD, full);
-    if (p.v_mean) copy_line(to + kVMeanAt, p.v_mean + kv * kD, 4 * kD, full);
 }
 
-// Bring a tile of keys, its values and their scales.
+// Bring a tile of keys, its values and their scales: those of the `left` keys up to the end of the packing of the head.
+// Boxes may bring keys of the next one, which is_hidden tells.
 __device__ __forceinline__ void copy_stage(const AttentionParams& p, const TensorMap& k_map,
-                                           const TensorMap& v_map, s32 key, u32 to, u32 scales, u32 full) {
-    barrier_expect(full, kStageBytes + kPlacesAt + (p.key_index ? kBc : 0));
+                                           const TensorMap& v_map, s32 key, s32 left, u32 to, u32 scales,
+                                           u32 full) {
+    const s32 places = min(kBc, left), k_scales = kKToken ? places : min(kScales, (left + 63) / 64 * 4);
+    barrier_expect(full, kStageBytes + 4 * (k_scales + kVScales) + (p.key_index ? places : 0));
 #pragma unroll
     for (s32 c = 0; c < kD / kQkChunk; ++c) copy_box(to + c * kBc * kQkChunk, k_map, c * kQkChunk, key, full);
-    copy_line(scales, p.k_scale + (kKToken ? key : key / 16), 4 * kScales, full);
+    copy_line(scales, p.k_scale + (kKToken ? key : key / 64 * 4), 4 * k_scales, full);
     if constexpr (kPv == kHalf) {
 #pragma unroll
         for (s32 c = 0; c < 2 * kD / kVChunk; ++c)
             copy_box(to + kTileK + c * kBc * kVChunk, v_map, c * kVChunk / 2, key, full);
     } else {
 #pragma unroll
-        for (s32 b = 0; b < kBc / 64; ++b)
-            copy_box(to + kTileK + b * kD * 64, v_map, 0, (key / 64 + b) * kD, full);
+        for (s32 j = 0; j < kBc; j += kVKeys)
+            copy_box(to + kTileK + j * kD, v_map, (key + j) % 64, (key + j) / 64 * kD, full);
     }
     if constexpr (kVBlock)
         copy_line(scales + 4 * kScales, p.v_scale + (s64)(key / 64) * kD, 4 * kVScales, full);
-    if (p.key_index) copy_line(scales + kPlacesAt, p.key_index + key, kBc, full);
+    if (p.key_index) copy_line(scales + kPlacesAt, p.key_index + key, places, full);
 }
 
 // One thread: brings every item and its key tiles, as buffers become free.
@@ -142,9 +144,9 @@ __device__ __forceinline__ void produce(const AttentionParams& p, const TensorMa
                   item_full(shared, item_ring.i));
         item_ring.advance();
         for (s32 i = 0; i < tiles; ++i) {
-            const s32 key = (s32)kv * p.kv_pad + (p.last_to_first ? tiles - 1 - i : i) * kBc;
+            const s32 j0 = (p.last_to_first ? tiles - 1 - i : i) * kBc;
             barrier_wait(stage_empty(shared, ring.i), ring.parity);
-            copy_stage(p, k_map, v_map, key, shared + ring.i * kStageBytes,
+            copy_stage(p, k_map, v_map, (s32)kv * p.kv_pad + j0, p.kv_pad - j0, shared + ring.i * kStageBytes,
                        shared + kScalesAt + ring.i * kScaleBytes, stage_full(shared, ring.i));
             ring.advance();
         }

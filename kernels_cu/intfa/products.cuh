@@ -1,6 +1,7 @@
 // The two products of a step, S = Q K^T and O += P V, on swizzled tiles in shared memory.
 #pragma once
 #include "online_softmax.cuh"
+#include "rescale.cuh"
 #include "stages.cuh"
 
 constexpr s32 kKSteps = kQkRow / 32;  // depth of an MMA: 32 bytes
@@ -132,10 +133,9 @@ __device__ __forceinline__ void second_product_scaled(Output& o, const u32 (&p)[
     }
 }
 
-// The maximum of some of the 8 rows r of this MMA tile has grown: bring O to the new reference. Integers are multiplied
-// by alpha in 30-bit fixed point and rounded, without the slow unit: alpha = 1 leaves a neighbour's bits as they are.
-__device__ __forceinline__ void rescale(s32 (&o)[kNd][4], s32 r, float alpha) {
-    const s32 fixed = __float2int_rn(alpha * 1073741824.0f);
+// The maximum of this lane's row r has grown: bring O to the new reference. `sum` is the row's so far.
+__device__ __forceinline__ void rescale(s32 (&o)[kNd][4], s32 r, float alpha, float sum) {
+    const Rescale by = rescale_by(alpha, sum);
 #pragma unroll
     for (s32 n = 0; n < kNd; ++n)
 #pragma unroll
@@ -143,6 +143,6 @@ __device__ __forceinline__ void rescale(s32 (&o)[kNd][4], s32 r, float alpha) {
             if constexpr (kFloatO)
                 as_floats(o[n])[e] *= alpha;
             else
-                o[n][e] = (s32)(((s64)o[n][e] * fixed + (1 << 29)) >> 30);
+                o[n][e] = rescaled(o[n][e], by);
         }
 }

@@ -2,6 +2,7 @@
 #pragma once
 #include "pipeline.cuh"
 #include "ptx_wgmma.cuh"
+#include "rescale.cuh"
 #include "softmax_wgmma.cuh"
 #include "swizzle.cuh"
 
@@ -43,6 +44,11 @@ __device__ __forceinline__ void start_scores(Scores& s, const Queries& q, u64 q_
     }
 }
 
+// V of 32 keys in a tile, where P V takes it in bytes.
+__device__ __forceinline__ u64 values_at(u64 v_tile, s32 k) {
+    return moved(v_tile, kVKeys == 64 ? k / 2 * kD * 64 + k % 2 * 32 : k * kD * 32);
+}
+
 // O += P V of a tile, in flight when it returns; behind a fence.
 __device__ __forceinline__ void start_output(Output& o, const Probabilities& p, u64 v_tile) {
 #pragma unroll
@@ -50,19 +56,19 @@ __device__ __forceinline__ void start_output(Output& o, const Probabilities& p, 
         if constexpr (kPv == kHalf)
             wgmma_f16((s32(&)[kOut])o, p[k], moved(v_tile, k * 16 * kVChunk), true);
         else
-            wgmma_u8((s32(&)[kOut])o, p[k], moved(v_tile, k / 2 * kD * 64 + k % 2 * 32), true);
+            wgmma_u8((s32(&)[kOut])o, p[k], values_at(v_tile, k), true);
     }
 }
 
-// O in floats takes integer products in parts of 32 channels, or all 64: as few registers wait for them.
-constexpr s32 kPartChannels = kD <= 64 ? kD : 32;
+// O in floats takes integer products in parts, of as many channels as registers are left for.
+constexpr s32 kPartChannels = kD == 64 || (kWarps == 8 && !kKToken) ? 64 : 32;
 constexpr s32 kParts = kIntegerPv && kFloatO ? kD / kPartChannels : 0;  // 0: O is the accumulator
 typedef s32 Part[kPartChannels / 8][4];
 
 __device__ __forceinline__ void start_part_of_output(Part& d, const Probabilities& p, u64 v_tile) {
 #pragma unroll
     for (s32 k = 0; k < kPSteps; ++k)
-        wgmma_u8((s32(&)[kPartChannels / 2]) d, p[k], moved(v_tile, k / 2 * kD * 64 + k % 2 * 32), k > 0);
+        wgmma_u8((s32(&)[kPartChannels / 2]) d, p[k], values_at(v_tile, k), k > 0);
 }
 
 // O += w s_v P V of part i, or w P V where s_v waits for the end; v_scales are those of the lane's first channel.
@@ -89,9 +95,9 @@ __device__ __forceinline__ void settle(s32 (&x)[kCount][4]) {
         for (s32 e = 0; e < 4; ++e) asm volatile("" : "+r"(x[i][e])::"memory");
 }
 
-// The maximum of row r has grown: bring O to the new reference, as in products.cuh.
-__device__ __forceinline__ void rescale(Output& o, s32 r, float alpha) {
-    const s32 fixed = __float2int_rn(alpha * 1073741824.0f);
+// The maximum of this lane's row r has grown: bring O to the new reference. `sum` is the row's so far.
+__device__ __forceinline__ void rescale(Output& o, s32 r, float alpha, float sum) {
+    const Rescale by = rescale_by(alpha, sum);
 #pragma unroll
     for (s32 n = 0; n < kNd; ++n)
 #pragma unroll
@@ -99,6 +105,6 @@ __device__ __forceinline__ void rescale(Output& o, s32 r, float alpha) {
             if constexpr (kFloatO)
                 o[n][e] = __float_as_int(__int_as_float(o[n][e]) * alpha);
             else
-                o[n][e] = (s32)(((s64)o[n][e] * fixed + (1 << 29)) >> 30);
+                o[n][e] = rescaled(o[n][e], by);
         }
 }

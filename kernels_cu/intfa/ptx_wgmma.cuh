@@ -76,7 +76,9 @@ __device__ __forceinline__ u64 moved(u64 tile, u32 bytes) {
 #define INTFA_A "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3])
 #define INTFA_WGMMA_TILES(OP)                            \
     INTFA_WGMMA(32, 64, 34, "%32", 33, OP, "", "l"(a));  \
+    INTFA_WGMMA(48, 96, 50, "%48", 49, OP, "", "l"(a));  \
     INTFA_WGMMA(64, 128, 66, "%64", 65, OP, "", "l"(a)); \
+    INTFA_WGMMA(96, 192, 98, "%96", 97, OP, "", "l"(a)); \
     INTFA_WGMMA(128, 256, 130, "%128", 129, OP, "", "l"(a))
 
 // S (+)= Q K^T.
@@ -86,7 +88,8 @@ __device__ __forceinline__ void wgmma_s8(s32 (&d)[kCount], const u32 (&a)[4], u6
 }
 template <s32 kCount>
 __device__ __forceinline__ void wgmma_s8(s32 (&d)[kCount], u64 a, u64 b, bool add) {
-    static_assert(kCount == 32 || kCount == 64 || kCount == 128, "a width that is not written out above");
+    static_assert(kCount == 32 || kCount == 48 || kCount == 64 || kCount == 96 || kCount == 128,
+                  "a width that is not written out above");
     INTFA_WGMMA_TILES("k32.s32.s8.s8");
 }
 

@@ -10,8 +10,9 @@
 
 constexpr float kNoKey = -3.402823466e38f;  // maximum of a row without a key yet: finite, to be subtracted
 
-constexpr s32 kNs = kBc / 8;                                 // 8-column MMA tiles per tile
-constexpr s32 kBlocks = kBc / 64;                            // spans of keys with scales of their own
+constexpr s32 kNs = kBc / 8;                    // 8-column MMA tiles per tile
+constexpr s32 kSpan = kBc % 64 == 0 ? 64 : 32;  // keys that have the same four scales, wherever a tile starts
+constexpr s32 kSpans = kBc / kSpan;
 constexpr s32 kPSteps = kPv == kHalf ? kBc / 16 : kBc / 32;  // depth of P V in instructions
 
 typedef s32 Scores[kNs][4];
@@ -43,12 +44,13 @@ __device__ __forceinline__ void scale_by_token(Scores& s, u32 k_scale) {
     }
 }
 
-// Largest score of row r over the columns of span `block` that this lane holds, in two chains: half the latency.
+// Largest score of row r over the columns of a span that this lane holds, in two chains: half the latency.
 template <bool kFloats>
-__device__ __forceinline__ float lane_max(const Scores& s, s32 r, s32 block) {
-    s32 top[2] = {s[8 * block][2 * r], s[8 * block][2 * r + 1]};
+__device__ __forceinline__ float lane_max(const Scores& s, s32 r, s32 span) {
+    constexpr s32 kTiles = kSpan / 8;
+    s32 top[2] = {s[kTiles * span][2 * r], s[kTiles * span][2 * r + 1]};
 #pragma unroll
-    for (s32 n = 8 * block + 1; n < 8 * (block + 1); ++n) {
+    for (s32 n = kTiles * span + 1; n < kTiles * (span + 1); ++n) {
         if constexpr (kFloats) {
             top[0] = __float_as_int(fmaxf(__int_as_float(top[0]), __int_as_float(s[n][2 * r])));
             top[1] = __float_as_int(fmaxf(__int_as_float(top[1]), __int_as_float(s[n][2 * r + 1])));
@@ -61,54 +63,78 @@ __device__ __forceinline__ float lane_max(const Scores& s, s32 r, s32 block) {
 
 // Maximum of row r over the tile, rounded up; `t` are this lane's factors of Y per span.
 template <bool kFloats>
-__device__ __forceinline__ float tile_max(const Scores& s, s32 r, const float (&t)[kBlocks][2]) {
+__device__ __forceinline__ float tile_max(const Scores& s, s32 r, const float (&t)[kSpans][2]) {
     float x = __fmul_ru(lane_max<kFloats>(s, r, 0), t[0][r]);
 #pragma unroll
-    for (s32 h = 1; h < kBlocks; ++h) x = fmaxf(x, __fmul_ru(lane_max<kFloats>(s, r, h), t[h][r]));
+    for (s32 h = 1; h < kSpans; ++h) x = fmaxf(x, __fmul_ru(lane_max<kFloats>(s, r, h), t[h][r]));
     return quad_max(x);
 }
 
+// A float16 P has two sets of registers, as its product is long; P in bytes has one, which leaves room for larger tiles.
+constexpr bool kTwoP = kPv == kHalf && kD > 64;
+// Groups of 16 keys whose exponentials are taken before P V of the tile before must be done with the one set.
+constexpr s32 kHeld = kTwoP ? 0 : kBc / (kD > 64 || kPv == kHalf ? 32 : 64);
+
 // P = R 2^(x - m_ref) for all columns, as A fragments of the second product; and this lane's part of the row sums.
-template <bool kFloats>
-__device__ __forceinline__ void probabilities(const Scores& s, const float (&t)[kBlocks][2],
+// `release` waits until P V of the tile before, whose P may lie in the same registers, is done.
+template <bool kFloats, class Release>
+__device__ __forceinline__ void probabilities(const Scores& s, const float (&t)[kSpans][2],
                                               const float (&m_ref)[2], float log2_top, Probabilities& p,
-                                              float (&sum)[2]) {
+                                              float (&sum)[2], Release release) {
+    constexpr bool kHalfSum = kExactSum || kPv == kHalf;
     const float constant[2] = {__fsub_rd(log2_top, m_ref[0]),
                                __fsub_rd(log2_top, m_ref[1])};  // P never exceeds R
     u32 total[2], count[2] = {0, 0};
-#pragma unroll
-    for (s32 n = 0; n < kNs; n += 2) {
-        u32 half[4];  // as an A fragment of 16 keys: rows g and g + 8 of MMA tile n, then of n + 1
-#pragma unroll
-        for (s32 a = 0; a < 4; ++a) {
-            float y[2];
-#pragma unroll
-            for (s32 e = 0; e < 2; ++e) {
-                const s32 bits = s[n + a / 2][a % 2 * 2 + e];
-                y[e] = fmaf(kFloats ? __int_as_float(bits) : (float)bits, t[n / 8][a % 2], constant[a % 2]);
-            }
-            if (kCubic != 0 && n / 2 % kCubic == 0)
-                half[a] = exp2_cubic(half2_bits(y[0], y[1]));
-            else
-                half[a] = half2_bits(exp2_approx(y[0]), exp2_approx(y[1]));
-        }
+    // As A fragments of 16 keys: rows g and g + 8 of two MMA tiles side by side. A float16 P is held as floats: as halves
+    // it would be moved to P, and every product would wait (C7513).
+    u32 half[kNs / 2][4];
+    float y[kNs / 2][4][2];
+    auto add = [&](s32 i) {
 #pragma unroll
         for (s32 r = 0; r < 2; ++r) {
-            if constexpr (kPv == kHalf) {
-                p[n / 2][r] = half[r];
-                p[n / 2][2 + r] = half[2 + r];
-            } else {
-                p[n / 4][n % 4 + r] = round_to_bytes(half[r], half[2 + r]);
-            }
-            if constexpr (kExactSum || kPv == kHalf) {
-                const u32 pair = add_half2(half[r], half[2 + r]);
-                total[r] = n == 0 ? pair : add_half2(total[r], pair);
-            } else if (n % 4 == 2) {
-                count[r] = sum_bytes(p[n / 4][r], sum_bytes(p[n / 4][2 + r], count[r]));
+            const u32 pair = add_half2(half[i][r], half[i][2 + r]);
+            total[r] = i == 0 ? pair : add_half2(total[r], pair);
+        }
+    };
+    auto pack = [&](s32 i) {
+        if constexpr (kPv == kHalf) {
+#pragma unroll
+            for (s32 a = 0; a < 4; ++a) p[i][a] = half[i][a] = half2_bits(y[i][a][0], y[i][a][1]);
+            add(i);
+        } else {
+#pragma unroll
+            for (s32 r = 0; r < 2; ++r) {
+                p[i / 2][i % 2 * 2 + r] = round_to_bytes(half[i][r], half[i][2 + r]);
+                if (!kHalfSum && i % 2 == 1)
+                    count[r] = sum_bytes(p[i / 2][r], sum_bytes(p[i / 2][2 + r], count[r]));
             }
         }
+    };
+#pragma unroll
+    for (s32 i = 0; i < kNs / 2; ++i) {
+        if (!kTwoP && i == kHeld) {
+            release();
+#pragma unroll
+            for (s32 h = 0; h < i; ++h) pack(h);
+        }
+#pragma unroll
+        for (s32 a = 0; a < 4; ++a) {
+#pragma unroll
+            for (s32 e = 0; e < 2; ++e) {
+                const s32 bits = s[2 * i + a / 2][a % 2 * 2 + e];
+                y[i][a][e] = fmaf(kFloats ? __int_as_float(bits) : (float)bits, t[16 * i / kSpan][a % 2],
+                                  constant[a % 2]);
+            }
+            const bool cubic = kCubic != 0 && i % kCubic == 0;
+            if (!cubic) y[i][a][0] = exp2_approx(y[i][a][0]), y[i][a][1] = exp2_approx(y[i][a][1]);
+            if (kPv != kHalf) half[i][a] = half2_bits(y[i][a][0], y[i][a][1]);
+            if (cubic) half[i][a] = exp2_cubic(half[i][a]);
+        }
+        if (kHalfSum && kPv != kHalf) add(i);
+        if (i >= kHeld) pack(i);
     }
-    if constexpr (kExactSum || kPv == kHalf) {
+    if (kTwoP) release();
+    if constexpr (kHalfSum) {
 #pragma unroll
         for (s32 r = 0; r < 2; ++r) {
             const float2 both = floats_of(total[r]);

@@ -7,6 +7,7 @@ constant rounded down are one rounding each, and the FMA's sum is rounded once. 
   contain a rounding border: by one level of an integer, by one unit in the last place of a float;
 - a rescale, for each tile whose maximum has grown: the same 12u, and three roundings. Integer accumulators are rounded
   to a unit, and the factor to 2⁻³¹ of at most 255·127·keys: together ½ + keys·2⁻¹⁶ units, brought to the last maximum;
+  or, by way of floats (kernels_cu/intfa/rescale.cuh), to a unit or 2⁻¹³ of the row's sum of P, and to 2⁻²⁴ before;
 - additions: two roundings a tile each, in the emulator's float32 O as in a kernel's; the keys of a tile where l adds
   P itself; and every key after it where tensor cores add float products, whose alignment truncates each of them;
 - a weight of a tile's own reference: another 12u; the flush of a row at 65 536 keys: the same and four roundings;
@@ -47,17 +48,19 @@ class Arithmetic:
     takes it off again and is rounded for it, in rows whose largest c·s_k is 2.4·10⁻⁴ at most. ``sums_halves``: an
     exact row sum adds P rounded to float16, ``"pairs"`` of keys j and j + 8 that are rounded once more where P has 8
     bits, or ``"chain"``: those pairs one after the other through the tile, in float16, which every row sum of a float P
-    does. ``cubic`` n: the first of every n groups of 16 keys has P from a polynomial (`cubic_exp2`).
+    does. ``rescales_floats``: an integer O goes through floats when a maximum has grown. ``cubic`` n: the first of every
+    n groups of 16 keys has P from a polynomial (`cubic_exp2`).
     """
 
     folds_bias: bool = False
     sums_halves: str = ""
+    rescales_floats: bool = False
     cubic: int = 0
 
 
 ARITHMETIC = {
-    "sm90": Arithmetic(sums_halves="chain"),
-    "sm80": Arithmetic(folds_bias=True, sums_halves="pairs"),
+    "sm90": Arithmetic(sums_halves="chain", rescales_floats=True),
+    "sm80": Arithmetic(folds_bias=True, sums_halves="pairs", rescales_floats=True),
     "dp4a": Arithmetic(),
     "naive": Arithmetic(),
 }
@@ -243,7 +246,7 @@ class _Tiles:
     last: Float64  # (rows,)
 
 
-def _tiles(recipe: Recipe, x: Float64, tile: int) -> _Tiles:
+def _tiles(recipe: Recipe, x: Float64, tile: int, kernel: Arithmetic) -> _Tiles:
     m_tile = _towards(x.reshape(len(x), -1, tile).max(axis=2), np.inf)
     onward = slice(None) if recipe.key_order == "first_to_last" else slice(None, None, -1)
     running = np.maximum.accumulate(m_tile[:, onward], axis=1)
@@ -251,7 +254,13 @@ def _tiles(recipe: Recipe, x: Float64, tile: int) -> _Tiles:
     grew = np.zeros(running.shape)
     grew[:, 1:] = (running[:, 1:] > running[:, :-1]) & ~np.isneginf(running[:, :-1])
     growths = grew[:, ::-1].cumsum(axis=1)[:, ::-1] - grew
-    rounding = 0.5 + x.shape[1] * 2.0**-16
+    rounding = np.full(running.shape, 0.5 + x.shape[1] * 2.0**-16)
+    if kernel.rescales_floats:
+        finite = _finite(running)
+        sums = recipe.p_top * np.exp2(x.reshape(len(x), -1, tile)[:, onward] - finite[..., None]).sum(axis=2)
+        for i in range(1, count):  # to the reference after each tile
+            sums[:, i] += sums[:, i - 1] * np.exp2(np.minimum(finite[:, i - 1] - finite[:, i], 0.0))
+        rounding[:, 1:] = np.maximum(0.5, 2.0**-14 * sums[:, :-1]) + 2.0**-16 * sums[:, :-1]
     reference = running[:, onward] if recipe.p_reference == "running" else m_tile
     return _Tiles(
         reference=reference,
@@ -331,7 +340,7 @@ def _bound_rows(
 ) -> Bound:
     recipe, width = qkv.recipe, keys.tile
     scores, mean = _scores(qkv, at, keys, limit, scale)
-    tiles = _tiles(recipe, scores.x, width)
+    tiles = _tiles(recipe, scores.x, width, arithmetic)
     count = tiles.reference.shape[1]
     m_off = scores.off.max(axis=1, keepdims=True)
     p, own = _probabilities(recipe, scores, tiles, arithmetic)

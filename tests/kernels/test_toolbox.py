@@ -1,11 +1,13 @@
 """The quantisation toolbox on a GPU: the bits that it has on NumPy arrays, and where sums have an order its errors."""
 
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
 from strategies import Array
 
+from cupy_intfa.linear import DecomposedLinear, QuantizedLinear
 from cupy_intfa.quantize.affine import quantize_asymmetric, quantize_symmetric
 from cupy_intfa.quantize.awq import awq_quantize
 from cupy_intfa.quantize.blockwise import quantize_blockwise
@@ -45,12 +47,14 @@ def hard_values() -> Array:
 
 
 def assert_same_bits(ours: QuantizedTensor, twin: QuantizedTensor) -> None:
+    """Of all arrays, of what comes back of them, and of the bound of its error."""
     for (name, found), expected in zip(ours._arrays().items(), twin._arrays().values(), strict=True):
         assert found.dtype == expected.dtype
         assert found.get().tobytes() == expected.tobytes(), name
     back, wanted = ours.dequantize().get(), twin.dequantize()
     assert (np.isnan(back) == np.isnan(wanted)).all()
     assert (back == wanted)[~np.isnan(wanted)].all()
+    np.testing.assert_array_equal(ours.error_bound().get(), twin.error_bound())
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES, ids=str)
@@ -76,6 +80,79 @@ def test_codebook_bits(name: str) -> None:
         for host in (x, x[10:]):
             ours = quantize_blockwise(cupy.asarray(host), name, granularity)
             assert_same_bits(ours, quantize_blockwise(host, name, granularity))
+
+
+@pytest.mark.parametrize("name", CODEBOOKS)
+@pytest.mark.parametrize("granularity", [Granularity("row"), Granularity("flat", 64)], ids=str)
+def test_double_quantised_scales_have_the_bits(name: str, granularity: Granularity) -> None:
+    import cupy
+
+    for host in (hard_values(), np.random.default_rng(5).standard_normal((300, 130)).astype(np.float16)):
+        ours = quantize_blockwise(cupy.asarray(host), name, granularity, double=True)
+        assert isinstance(ours.scale, QuantizedTensor)
+        assert_same_bits(ours, quantize_blockwise(host, name, granularity, double=True))
+
+
+def test_what_is_saved_from_the_gpu_is_what_numpy_would_have_saved(tmp_path: Path) -> None:
+    import cupy
+
+    x = np.random.default_rng(6).standard_normal((50, 70)).astype(np.float32)
+    there = cupy.asarray(x)
+    for ours, twin in (
+        (quantize_symmetric(there, "int4", "row"), quantize_symmetric(x, "int4", "row")),
+        (quantize_asymmetric(there, "uint8", "channel"), quantize_asymmetric(x, "uint8", "channel")),
+        (quantize_blockwise(there, "fp4_bnb", double=True), quantize_blockwise(x, "fp4_bnb", double=True)),
+        (quantize_blockwise(there, double=True), quantize_blockwise(x, double=True)),
+    ):
+        ours.save(tmp_path / "there.npz")
+        back = QuantizedTensor.load(tmp_path / "there.npz")
+        assert (back.shape, back.format, back.granularity) == (twin.shape, twin.format, twin.granularity)
+        found, expected = back._arrays(), twin._arrays()
+        assert found.keys() == expected.keys()
+        for name, array in expected.items():
+            assert isinstance(found[name], np.ndarray)
+            assert found[name].tobytes() == array.tobytes(), name
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+@pytest.mark.parametrize(
+    ("format", "granularity"),
+    [
+        ("int8", Granularity("tensor")),
+        ("int8", Granularity("row")),
+        ("int8", Granularity("group", 48)),
+        ("int4", Granularity("group", 128)),
+        ("int2", Granularity("group", 7)),
+    ],
+    ids=str,
+)
+def test_integer_linear_layers_have_the_bits(format: str, granularity: Granularity, dtype: type) -> None:
+    """Exact sums, and scales in one written order: with loud channels, rows of zeros and one that is not finite."""
+    import cupy
+
+    rng = np.random.default_rng(7)
+    x, w, bias = rng.standard_normal((3, 11, 200)), rng.standard_normal((37, 200)), rng.standard_normal(37)
+    x[..., 5] *= 90
+    x[1, 2], x[2, 3, 4] = 0, np.nan
+    x, w, bias = x.astype(dtype), w.astype(np.float32), bias.astype(np.float32)
+    twin = QuantizedLinear(quantize_symmetric(w, format, granularity), bias)(x)
+    weight = quantize_symmetric(cupy.asarray(w), format, granularity)
+    found = QuantizedLinear(weight, cupy.asarray(bias))(cupy.asarray(x)).get()
+    assert found.dtype == twin.dtype == dtype
+    assert np.isnan(twin[2, 3]).all()
+    assert (np.isnan(found) == np.isnan(twin)).all()
+    assert (found == twin)[~np.isnan(twin)].all()
+
+
+def test_float_linear_layers_err_by_the_order_of_their_sums() -> None:
+    import cupy
+
+    rng = np.random.default_rng(8)
+    x, w = rng.standard_normal((20, 300)).astype(np.float32), rng.standard_normal((40, 300)).astype(np.float32)
+    twin = quantize_blockwise(w)
+    found = QuantizedLinear(quantize_blockwise(cupy.asarray(w)), activations="float")(cupy.asarray(x)).get()
+    exact = twin.dequantize().astype(np.float64)
+    assert (np.abs(found - x @ exact.T) <= 301 * 2.0**-24 * (np.abs(x) @ np.abs(exact).T)).all()
 
 
 @pytest.mark.parametrize("axis", [None, -1])
@@ -172,4 +249,5 @@ def test_weight_quantisers_reach_the_same_error() -> None:
     assert errors[1] == pytest.approx(errors[0], rel=1e-3)
     split, twin = decompose(device, there, threshold=30), decompose(weight, seen, threshold=30)
     assert (split.columns.get() == twin.columns).all()
-    assert split.matmul(cupy.asarray(x)).get() == pytest.approx(twin.matmul(x), rel=1e-4, abs=1e-2)
+    found = DecomposedLinear(split)(cupy.asarray(x)).get()
+    assert found == pytest.approx(DecomposedLinear(twin)(x), rel=1e-4, abs=1e-2)

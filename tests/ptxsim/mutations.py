@@ -26,8 +26,6 @@ class Mutation:
 
 
 _DP4A, _NAIVE, _SM80 = "attention_dp4a.cu", "attention_naive.cu", "attention_sm80.cu"
-_ROWS, _VALUES = "quantize_rows.cu", "quantize_values.cu"
-_STATISTICS, _COMBINE = "quantize_statistics.cu", "quantize_combine.cu"
 _SYNC = "        __syncthreads();\n"
 
 MUTATIONS = (
@@ -223,8 +221,8 @@ MUTATIONS = (
     Mutation(
         "tiles that need a mask do not get one",
         "intfa/masking.cuh",
-        "first_key(j0) + max(kStep, 64) > min(",
-        "first_key(j0) > min(",
+        "> min(p.kv_len, first_row + p.causal_offset + 1);",
+        "> min(p.kv_len, first_row + p.causal_offset + 1) + 64;",
         "twin",
         "dp4a",
     ),
@@ -406,11 +404,11 @@ MUTATIONS = (
         "sm80",
     ),
     Mutation(
-        "one lane tells the maximum",
+        "a row sum keeps its old maximum",
         _SM80,
-        "if (!__any_sync(0xffffffffu, grew)) return;",
-        "if (!grew) return;",
-        "divergence|twin",
+        "rows[m].l[r] *= alpha;",
+        "",
+        "twin",
         "sm80",
     ),
     Mutation(
@@ -460,16 +458,16 @@ MUTATIONS = (
     Mutation(
         "too few bytes are announced",
         "intfa/pipeline.cuh",
-        "barrier_expect(full, kStageBytes + kPlacesAt + (p.key_index ? kBc : 0));",
-        "barrier_expect(full, kStageBytes);",
+        "barrier_expect(full, kStageBytes + ",
+        "barrier_expect(full, kStageBytes - 16 + ",
         "race|mbarrier|deadlock",
         "sm90",
     ),
     Mutation(
         "too many bytes are announced",
         "intfa/pipeline.cuh",
-        "barrier_expect(full, kStageBytes + kPlacesAt + (p.key_index ? kBc : 0));",
-        "barrier_expect(full, kStageBytes + kScaleBytes + 16);",
+        "barrier_expect(full, kStageBytes + ",
+        "barrier_expect(full, kStageBytes + 16 + ",
         "deadlock",
         "sm90",
     ),
@@ -493,11 +491,11 @@ MUTATIONS = (
         "copies do not know of the barriers", "intfa/pipeline.cuh", "    barrier_init_done();\n", "", "proxy", "sm90"
     ),
     Mutation(
-        "V is brought from the next tile",
+        "V is brought by the map of K",
         "intfa/pipeline.cuh",
-        "(key / 64 + b) * kD",
-        "(key / 64 + b + 1) * kD",
-        "twin",
+        "copy_stage(p, k_map, v_map,",
+        "copy_stage(p, k_map, k_map,",
+        "twin|deadlock|race|uninitialised|bounds|mbarrier",
         "sm90",
     ),
     Mutation(
@@ -597,131 +595,20 @@ MUTATIONS = (
         "sm90",
     ),
     Mutation(
-        "the second depth of V is the first",
+        "the first keys of P again",
         "intfa/products_wgmma.cuh",
-        "moved(v_tile, k / 2 * kD * 64 + k % 2 * 32), true)",
-        "moved(v_tile, k / 2 * kD * 64), true)",
+        "(s32(&)[kOut])o, p[k],",
+        "(s32(&)[kOut])o, p[0],",
         "twin",
         "sm90",
     ),
     Mutation(
         "O starts anew with each tile",
         "intfa/products_wgmma.cuh",
-        "moved(v_tile, k / 2 * kD * 64 + k % 2 * 32), true)",
-        "moved(v_tile, k / 2 * kD * 64 + k % 2 * 32), k > 0)",
+        "), true);",
+        "), k > 0);",
         "twin",
         "sm90",
-    ),
-    # quantise kernels
-    Mutation(
-        "sums without a barrier",
-        _STATISTICS,
-        "    __syncthreads();\n    const s32 d = threadIdx.x;",
-        "    const s32 d = threadIdx.x;",
-        "race|uninitialised",
-        "quantise",
-    ),
-    Mutation(
-        "tokens beyond the end", _STATISTICS, "min(first + 16 * i, count - 1)", "first + 16 * i", "bounds", "quantise"
-    ),
-    Mutation(
-        "another tree of sums",
-        "intfa/quantize_fold.cuh",
-        "__fadd_rn(__fadd_rn(a, c), __fadd_rn(b, d))",
-        "__fadd_rn(__fadd_rn(a, b), __fadd_rn(c, d))",
-        "twin",
-        "quantise",
-    ),
-    Mutation(
-        "extremes without a barrier",
-        _COMBINE,
-        "    shared.high[slot][channel] = most;\n    __syncthreads();",
-        "    shared.high[slot][channel] = most;",
-        "race|uninitialised",
-        "quantise",
-    ),
-    Mutation(
-        "a scale that is not divided",
-        _COMBINE,
-        "scale_of<kV>(absmax, kVLargest)",
-        "scale_of<kV>(absmax, 1.0f)",
-        "twin",
-        "quantise",
-    ),
-    Mutation(
-        "codes that are truncated",
-        "intfa/quantize_codes.cuh",
-        "__fadd_rn(__fmul_rn(x, inverse), kRoundingMagic)",
-        "__fadd_rz(__fmul_rn(x, inverse), kRoundingMagic)",
-        "twin",
-        "quantise",
-    ),
-    Mutation(
-        "maxima without a barrier", _ROWS, "magnitude);\n    __syncthreads();\n}", "magnitude);\n}", "race", "quantise"
-    ),
-    Mutation(
-        "spans are cleared after they are used",
-        _ROWS,
-        "    } else if constexpr (kSpan != kToken || kKeys) {\n        __syncthreads();\n    }",
-        "    }",
-        "race|uninitialised",
-        "quantise",
-    ),
-    Mutation(
-        "rows of the padding",
-        _ROWS,
-        "if (channel < kD) store_codes(",
-        "store_codes(",
-        "bounds|race|twin",
-        "quantise-96",
-    ),
-    Mutation(
-        "a maximum over too few lanes",
-        "intfa/quantize_lanes.cuh",
-        "mine = Op::of(mine, __shfl_xor_sync(kAllLanes, mine, step));",
-        "mine = Op::of(mine, mine);",
-        "twin",
-        "quantise",
-    ),
-    Mutation(
-        "values turned without a barrier",
-        _VALUES,
-        "        __syncthreads();\n        uint4* out",
-        "        uint4* out",
-        "race|uninitialised",
-        "quantise",
-    ),
-    Mutation(
-        "inverse scales without a barrier",
-        _VALUES,
-        "    __syncthreads();\n    const float2 inverse",
-        "    const float2 inverse",
-        "race|uninitialised",
-        "quantise",
-    ),
-    Mutation(
-        "keys in their own order",
-        _VALUES,
-        "pack_bytes(code[0], code[1], code[8], code[9])",
-        "pack_bytes(code[0], code[1], code[2], code[3])",
-        "twin",
-        "quantise",
-    ),
-    Mutation(
-        "two threads write the same",
-        _VALUES,
-        "for (s32 i = threadIdx.x; i < 8 * kPairs; i += kThreads)",
-        "for (s32 i = threadIdx.x / 2; i < 8 * kPairs; i += kThreads / 2)",
-        "",
-        "quantise",
-    ),
-    Mutation(
-        "a barrier that nobody needs",
-        _VALUES,
-        "        __syncthreads();\n        uint4* out",
-        "        __syncthreads();\n        __syncthreads();\n        uint4* out",
-        "",
-        "quantise",
     ),
     Mutation(
         "copies through another cache",
@@ -730,14 +617,6 @@ MUTATIONS = (
         "cp.async.ca.shared.global",
         "",
         "sm80",
-    ),
-    Mutation(
-        "a block too far",
-        _VALUES,
-        "p.v_codes + ((s64)bh * p.kv_pad + block * kBlockRows) * kD",
-        "p.v_codes + ((s64)bh * p.kv_pad + block * kBlockRows + 64) * kD",
-        "bounds|twin",
-        "quantise",
     ),
 )
 """Those whose `found` is empty are the ones that nothing finds, kept for the list in kernels_cu/README.md."""

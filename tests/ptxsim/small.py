@@ -11,7 +11,7 @@ from cupy_intfa.ptxsim import PLAIN, GlobalMemory, Options, Trace, launch
 from cupy_intfa.ptxsim.compiler import compile_ptx
 
 Array = npt.NDArray[Any]
-_HEAD = ".version 8.3\n.target sm_90a\n.address_size 64\n"
+_HEAD = ".version 8.4\n.target sm_90a\n.address_size 64\n"
 _BITS = {1: "b16", 2: "b16", 4: "b32", 8: "b64"}
 
 

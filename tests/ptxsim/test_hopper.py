@@ -4,49 +4,22 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from ptxsim.hopper import PRELUDE, RING, wgmma
+from ptxsim.hopper import (
+    CP_ASYNC,
+    NAMED,
+    RING,
+    TMA,
+    held_of_a,
+    place_of_d,
+    registers_kernel,
+    ring_data,
+    tile_kernel,
+    transposed_kernel,
+)
 from ptxsim.small import Array, run_cuda
 
 from cupy_intfa.ptxsim import Options, SimulationError
 from cupy_intfa.ptxsim.tensor_map import TensorMap
-
-
-def place_of_d(count: int) -> tuple[Array, Array]:
-    """Row and column of each thread's registers of D (128, count): "Matrix D" of wgmma in the PTX ISA."""
-    t, i = np.arange(128)[:, None], np.arange(count)[None]
-    return 16 * (t // 32) + t % 32 // 4 + 8 * (i // 2 % 2), 8 * (i // 4) + 2 * (t % 4) + i % 2
-
-
-def tile_kernel(kind: str, count: int, span: int, columns: int, add: bool, ctype: str = "int") -> str:
-    """One step of depth from shared memory, both tiles K-major; without a swizzle cores of 8 x 16 bytes, 128 apart."""
-    rows_a, leading, stride = 64, (128 if span == 16 else 16), (256 if span == 16 else 8 * span)
-    width = max(span, 32)
-    return (
-        PRELUDE
-        + wgmma(kind, count, False, ", 1, 1, 0, 0" if ".f16." in kind or ".bf16." in kind else "")
-        + f"""
-__device__ u32 place(u32 i) {{
-    const u32 r = i / {width}, c = i % {width};
-    return {span} == 16 ? r / 8 * {stride} + c / 16 * {leading} + r % 8 * 16 + c % 16 : swizzled(i, {span});
-}}
-extern "C" __global__ void small(const u8* a, const u8* b, u32 step, {ctype}* out) {{
-    __shared__ __align__(1024) u8 sa[{rows_a * width}];
-    __shared__ __align__(1024) u8 sb[{columns * width}];
-    for (u32 i = threadIdx.x; i < {rows_a * width}; i += 128) sa[place(i)] = a[i];
-    for (u32 i = threadIdx.x; i < {columns * width}; i += 128) sb[place(i)] = b[i];
-    proxy_fence();
-    __syncthreads();
-    {ctype} d[{count}];
-    for (int i = 0; i < {count}; ++i) d[i] = threadIdx.x + i;
-    wgmma_fence();
-    const u64 first = tile(at(sa) + 32 * step, {span}, {leading}, {stride});
-    product(d, first, tile(at(sb) + 32 * step, {span}, {leading}, {stride}), {int(add)});
-    commit();
-    retire<0>();
-    for (int i = 0; i < {count}; ++i) out[threadIdx.x * {count} + i] = d[i];
-}}
-"""
-    )
 
 
 @pytest.mark.parametrize("span", [16, 32, 64, 128])
@@ -71,32 +44,11 @@ def test_wgmma_of_bytes_in_every_swizzle(types: str, columns: int, span: int) ->
 @pytest.mark.parametrize("types", ["s8.s8", "u8.s8"])
 def test_wgmma_of_bytes_with_a_in_registers(types: str, span: int) -> None:
     """A lane holds of A what it holds of m16n8k32: rows g and g + 8, bytes 4t and 16 + 4t and the three after each."""
-    source = (
-        PRELUDE
-        + wgmma(f"m64n64k32.s32.{types}", 32, True)
-        + f"""
-extern "C" __global__ void small(const u32* a, const u8* b, int* out) {{
-    __shared__ __align__(1024) u8 staged[{64 * span}];
-    for (u32 i = threadIdx.x; i < {64 * span}; i += 128) staged[swizzled(i, {span})] = b[i];
-    proxy_fence();
-    __syncthreads();
-    u32 x[4];
-    for (int i = 0; i < 4; ++i) x[i] = a[threadIdx.x * 4 + i];
-    int d[32];
-    wgmma_fence();
-    product(d, x, tile(at(staged), {span}, 16, {8 * span}), 0);
-    commit();
-    retire<0>();
-    for (int i = 0; i < 32; ++i) out[threadIdx.x * 32 + i] = d[i];
-}}"""
-    )
+    source = registers_kernel(types, span)
     rng, first = np.random.default_rng(span), np.uint8 if types.startswith("u8") else np.int8
     a = rng.integers(0, 256, (64, 32), dtype=np.uint8).view(first)
     b = rng.integers(0, 256, (64, span), dtype=np.uint8).view(np.int8)
-    thread, byte = np.ogrid[:128, :16]
-    row = 16 * (thread // 32) + thread % 32 // 4 + 8 * (byte // 4 % 2)
-    held = a[row, 4 * (thread % 4) + byte % 4 + 16 * (byte // 8)]
-    got, _ = run_cuda(source, held, b, arch="sm_90a", out=((128, 32), "i4"))
+    got, _ = run_cuda(source, held_of_a(a), b, arch="sm_90a", out=((128, 32), "i4"))
     rows, places = place_of_d(32)
     np.testing.assert_array_equal(got, (a.astype(int) @ b[:, :32].astype(int).T)[rows, places])
 
@@ -126,49 +78,12 @@ def test_wgmma_of_halves(span: int) -> None:
 @pytest.mark.parametrize(("columns", "span"), [(32, 64), (64, 128), (96, 64), (128, 128), (32, 32)])
 def test_wgmma_with_a_in_registers_and_b_transposed(columns: int, span: int) -> None:
     """B as float16 V lies: a row per key, cut into columns as wide as the swizzle."""
-    count = columns // 2
-    source = (
-        PRELUDE
-        + wgmma(f"m64n{columns}k16.f32.f16.f16", count, True, ", 1, 1, 1")
-        + f"""
-extern "C" __global__ void small(const u32* a, const u8* b, float* out) {{
-    __shared__ __align__(1024) u8 sb[{16 * 2 * columns}];
-    for (u32 i = threadIdx.x; i < {16 * 2 * columns}; i += 128) {{
-        const u32 r = i / {2 * columns}, c = i % {2 * columns};
-        sb[swizzled(c / {span} * {16 * span} + r * {span} + c % {span}, {span})] = b[i];
-    }}
-    proxy_fence();
-    __syncthreads();
-    u32 x[4];
-    for (int i = 0; i < 4; ++i) x[i] = a[threadIdx.x * 4 + i];
-    float d[{count}];
-    wgmma_fence();
-    product(d, x, tile(at(sb), {span}, {16 * span}, {8 * span}), 0);
-    commit();
-    retire<0>();
-    for (int i = 0; i < {count}; ++i) out[threadIdx.x * {count} + i] = d[i];
-}}
-"""
-    )
+    count, source = columns // 2, transposed_kernel(columns, span)
     rng = np.random.default_rng(columns)
     a, b = rng.integers(-8, 8, (64, 16)).astype(np.float16), rng.integers(-8, 8, (16, columns)).astype(np.float16)
-    fragments = np.zeros((128, 8), np.float16)
-    for t in range(128):  # "Matrix A" of wgmma .f16 in registers: the fragment of mma.m16n8k16 for each warp's rows
-        for i in range(8):
-            row = 16 * (t // 32) + t % 32 // 4 + (8 if i // 2 % 2 else 0)
-            fragments[t, i] = a[row, 2 * (t % 4) + i % 2 + (8 if i >= 4 else 0)]
-    got, _ = run_cuda(source, fragments, b, arch="sm_90a", out=((128, count), "f4"))
+    got, _ = run_cuda(source, held_of_a(a), b, arch="sm_90a", out=((128, count), "f4"))
     rows, places = place_of_d(count)
     np.testing.assert_array_equal(got, (a.astype(np.float64) @ b.astype(np.float64))[rows, places])
-
-
-def ring_data(tiles: int) -> tuple[Array, Array, Array]:
-    rng = np.random.default_rng(tiles)
-    q, k = rng.integers(-128, 128, (64, 64)).astype(np.int8), rng.integers(-128, 128, (tiles, 64, 64)).astype(np.int8)
-    swizzled = np.arange(4096) ^ (np.arange(4096) >> 7 & 3) << 4
-    stored = np.zeros((tiles, 4096), np.int8)
-    stored[:, swizzled] = k.reshape(tiles, -1)
-    return q, stored, q.astype(int) @ k.astype(int).sum(axis=0).T
 
 
 def run_ring(source: str, tiles: int, seed: int | None = None) -> tuple[Array, Array]:
@@ -286,34 +201,21 @@ def test_a_mistake_in_the_ring_is_found(mistake: str, seed: int | None) -> None:
 
 
 def test_copies_have_to_know_that_mbarriers_are_there() -> None:
-    wrong = RING.replace("        init_done();\n", "").replace("    proxy_fence();\n", "")
-    with pytest.raises(
-        SimulationError, match=r"proxy: the mbarrier at byte .* was initialised without a fence"
-    ) as found:
+    told, fence = "        init_done();\n", "    proxy_fence();\n"
+    wrong = RING.replace(told, "").replace(fence, "")
+    expected = r"proxy: the mbarrier at byte \d+ \(initialised at kernel.cu:\d+.*\) had no fence.mbarrier_init since"
+    with pytest.raises(SimulationError, match=expected) as found:
         run_ring(wrong, 2)
     assert "cp.async.bulk" in found.value.where
+    by_another = RING.replace(told, "").replace(fence, "    __syncthreads();\n    if (threadIdx.x == 1) init_done();\n")
+    with pytest.raises(SimulationError, match=expected):
+        run_ring(by_another, 2)
 
 
-TMA = (
-    PRELUDE
-    + """
-extern "C" __global__ void small(const __grid_constant__ Map map, int x, int y, int z, int w, u32 bytes, u8* out) {
-    __shared__ __align__(1024) u8 box[SIZE];
-    __shared__ __align__(8) u64 barrier;
-    if (threadIdx.x == 0) {
-        init(at(&barrier), 1);
-        init_done();
-        expect(at(&barrier), bytes);
-        asm volatile("cp.async.bulk.tensor.RANKd.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
-                     "[%0], [%1, {COORDINATES}], [%2];"
-                     :: "r"(at(box)), "l"((u64)&map), "r"(at(&barrier)), "r"(x), "r"(y), "r"(z), "r"(w) : "memory");
-    }
-    __syncthreads();
-    wait(at(&barrier), 0);
-    for (u32 i = threadIdx.x; i < bytes; i += 128) out[i] = box[i];
-}
-"""
-)
+def test_fence_mbarrier_init_orders_nothing_but_mbarriers() -> None:
+    """It is no fence.proxy.async: what st.shared wrote stays unknown to wgmma."""
+    with pytest.raises(SimulationError, match=r"proxy: the asynchronous proxy's read .* without a fence.proxy.async"):
+        run_ring(RING.replace("    proxy_fence();\n", "    init_done();\n"), 2)
 
 
 @pytest.mark.parametrize("swizzle", [0, 32, 64, 128])
@@ -350,21 +252,6 @@ def test_a_tensor_copy_brings_a_box_with_zeros_outside(rank: int, swizzle: int, 
     np.testing.assert_array_equal(got[at ^ (at >> 7 & units - 1) << 4], wanted.ravel())
 
 
-NAMED = """
-extern "C" __global__ void small(int* out) {
-    __shared__ int x[64];
-    int t = threadIdx.x;
-    if (t < 64) {
-        x[t] = t;
-        asm volatile("bar.arrive 1, 128;" ::: "memory");
-    } else {
-        asm volatile("bar.sync 1, 128;" ::: "memory");
-        out[t - 64] = x[127 - t];
-    }
-}
-"""
-
-
 @pytest.mark.parametrize("seed", [None, 0, 1])
 def test_named_barriers_order_who_arrives_before_who_waits(seed: int | None) -> None:
     options = Options(seed=seed)
@@ -378,23 +265,6 @@ def test_named_barriers_order_who_arrives_before_who_waits(seed: int | None) -> 
     late = NAMED.replace("        x[t] = t;\n", "").replace("    } else {", "        x[t] = t;\n    } else {")
     with pytest.raises(SimulationError, match=r"race|uninitialised"):
         run_cuda(late, out=((64,), "i4"), options=options)
-
-
-CP_ASYNC = """
-typedef unsigned int u32; typedef unsigned long long u64;
-extern "C" __global__ void small(const int* in, int* out) {
-    __shared__ __align__(16) int x[512];
-    __shared__ u64 barrier;
-    u32 t = threadIdx.x, b = (u32)__cvta_generic_to_shared(&barrier);
-    if (t == 0) asm volatile("mbarrier.init.shared.b64 [%0], 128;" :: "r"(b) : "memory");
-    __syncthreads();
-    u32 to = (u32)__cvta_generic_to_shared(x + 4 * t);
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" :: "r"(to), "l"(in + 4 * t) : "memory");
-    asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" :: "r"(b) : "memory");
-    asm volatile("{.reg .pred p; again: mbarrier.test_wait.parity.shared.b64 p, [%0], 0; @!p bra again;}" ::"r"(b));
-    out[t] = x[511 - 4 * t];
-}
-"""
 
 
 @pytest.mark.parametrize("seed", [None, 0, 1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -9,15 +10,18 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernels.harness import TILES
+from kernels.harness import TILES, describe
 from kernels.test_attention import KINDS, Kind, recipes_of
 from kernels.test_quantize import Inputs, inputs, packable
 from ptxsim.simulated import Setting, check_attention, check_quantise
-from strategies import DTYPES, Case, cases, restride, strides
+from strategies import DTYPES, Case, cases, dtype_of, restride, strides
 
 from cupy_intfa import PRESETS, Recipe, simulate
 from cupy_intfa.kernel_table import NAMED_KERNELS
-from cupy_intfa.ptxsim import Options
+from cupy_intfa.ptxsim import Options, compile_ptx
+from cupy_intfa.ptxsim.parse import parse
+from cupy_intfa.quantize import quantize_arrays
+from cupy_intfa.simulate import attend_simulated, place_packing
 
 # Where a kernel's text differs: sm_75 has no cp.async and small products, sm_80 no 8-bit floats and no try_wait.
 ARCHS = {"sm90": ("sm_90a",), "sm80": ("sm_75", "sm_80", "sm_90a"), "dp4a": ("sm_75",), "naive": ("sm_80",)}
@@ -98,10 +102,16 @@ def test_a_preset_is_packed_as_by_numpy(preset: str, dtype: str) -> None:
     check_quantise(Setting("naive", arch), PRESETS[preset], drawn.problem(), drawn.arrays())
 
 
-@pytest.mark.parametrize(("name", "arch"), [("sm80", "sm_80"), ("sm90", "sm_90a")])
-def test_one_block_takes_few_steps(name: str, arch: str) -> None:
-    """64 queries, 256 keys, D 64: promised in 3 and 5 s. A step takes 20 to 60 µs, and they take 5541 and 3004."""
-    arrays = Case(q_len=64, kv_len=256, head_dim=64).arrays()
-    _, trace = simulate(*arrays, arch=arch, backend=name)
-    assert (trace.blocks, trace.scores) == (1, 64 * 256)
-    assert trace.steps < 15_000
+@pytest.mark.parametrize(("name", "arch", "seconds"), [("sm80", "sm_80", 3), ("sm90", "sm_90a", 5)])
+def test_one_block_takes_seconds(name: str, arch: str, seconds: float) -> None:
+    """64 queries, 256 keys, D 64, compiled first: 0.5 and 2.4 s of a processor where this was written."""
+    setting, case = Setting(name, arch), Case(q_len=64, kv_len=256, head_dim=64)
+    qkv = quantize_arrays(*case.arrays(), recipe=PRESETS["fast"])
+    compile_ptx.cache_clear()
+    parse.cache_clear()
+    start = time.process_time()
+    plan, simulator = setting.plan(PRESETS["fast"], describe(case)), setting.simulator()
+    attend_simulated(simulator, plan, place_packing(simulator, plan, qkv), True, dtype_of("float32"))
+    assert time.process_time() - start < seconds
+    (trace,) = simulator.traces
+    assert (trace.kernel, trace.blocks) == (f"attention_{name}", 1)

@@ -112,6 +112,35 @@ def test_the_command_line_prints_the_trace(capsys: pytest.CaptureFixture[str]) -
     assert found["off"] < 1e-4
 
 
+def test_an_output_is_filled_and_returned() -> None:
+    arrays = CASE.arrays()
+    wanted, wanted_lse, _ = simulate(*arrays, arch="sm_80", return_lse=True, **CASE.mask)
+    room = np.full((2, *wanted.shape), np.nan, wanted.dtype)
+    out, lse, _ = simulate(*arrays, arch="sm_80", return_lse=True, out=room[1], **CASE.mask)
+    assert np.shares_memory(out, room)
+    np.testing.assert_array_equal(room[1], wanted)
+    np.testing.assert_array_equal(lse, wanted_lse)
+    assert np.isnan(room[0]).all()
+
+
+def test_arguments_are_refused_as_by_attention_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(*_: Any) -> Any:
+        pytest.fail("a kernel was loaded")
+
+    monkeypatch.setattr(Simulator, "load", run)
+    q, k, v = CASE.arrays()
+    for error, message, given in (
+        (ValueError, r"workspace= is memory of a GPU, .* leave it away", {"workspace": np.zeros(1, np.uint8)}),
+        (ValueError, r"out has shape \(1, 2, 20, 8\): expected \(1, 2, 20, 32\)", {"out": q[..., :8].copy()}),
+        (TypeError, "out has dtype float64: expected float32", {"out": q.astype(np.float64)}),
+    ):
+        with pytest.raises(error, match=message):
+            simulate(q, k, v, **CASE.mask, **given)
+    k[0, 0, 3, 5] = np.inf
+    with pytest.raises(ValueError, match=r"k holds 1 values that are not finite .* = \(0, 0, 3, 5\)"):
+        simulate(q, k, v, check_finite=True, **CASE.mask)
+
+
 def test_what_cannot_be_simulated_is_refused() -> None:
     arrays = CASE.arrays()
     with pytest.raises(ValueError, match=r"arch='sm_61': expected one of sm_75, sm_80"):

@@ -1,4 +1,4 @@
-"""Shuffles, votes, ldmatrix and mma against the PTX ISA's own words, element by element."""
+"""Shuffles, votes and mma against the PTX ISA's own words, element by element."""
 
 from __future__ import annotations
 
@@ -78,31 +78,6 @@ def test_a_vote_of_half_a_warp() -> None:
     vote.sync.any.pred %q, %p, %m; selp.u32 %o0, 1, 0, %q;"""
     (got,) = run_ptx(body, x, results=("u4",), registers=".reg .pred %p, %q, %h; .reg .b32 %m;")
     assert got.tolist() == [0] * 16 + [1] * 16
-
-
-@pytest.mark.parametrize("transposed", [False, True])
-def test_ldmatrix(transposed: bool) -> None:
-    """Row r of matrix i is at the address of lane 8i + r; lane 4r + c gets its elements 2c, 2c + 1; .trans: columns."""
-    rows = np.random.default_rng(0).integers(0, 2**16, (32, 8), dtype=np.uint16)
-    order = np.random.default_rng(1).permutation(32).astype(np.uint32)
-    trans = ".trans" if transposed else ""
-    body = f"""mov.u32 %s, tile; mad.lo.u32 %b, %t, 16, %s; st.shared.v4.b32 [%b], {{%i0, %i1, %i2, %i3}}; bar.sync 0;
-    mad.lo.u32 %b, %i4, 16, %s;
-    ldmatrix.sync.aligned.m8n8.x4{trans}.shared.b16 {{%o0, %o1, %o2, %o3}}, [%b];"""
-    words = [np.ascontiguousarray(rows.view(np.uint32)[:, i]) for i in range(4)]
-    got = run_ptx(
-        body,
-        *words,
-        order,
-        results=("u4",) * 4,
-        registers=".reg .b32 %s, %b;",
-        declare=".shared .align 16 .b8 tile[512];",
-    )
-    for i, register in enumerate(got):
-        matrix = rows[order[8 * i : 8 * i + 8]]
-        matrix = matrix.T if transposed else matrix
-        pairs = register.view(np.uint16).reshape(8, 4, 2)
-        np.testing.assert_array_equal(pairs.reshape(8, 8), matrix)
 
 
 def isa_a(kind: str, lane: int, i: int) -> tuple[int, int]:

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import nvrtc
@@ -12,7 +12,7 @@ from cupy_intfa.bench.report import load_reports
 from cupy_intfa.kernels import architecture, compile_options, source_text
 from cupy_intfa.ptxsim.compiler import CompileError
 from cupy_intfa.study import architectures, machine_code, rate_model
-from cupy_intfa.study.chips import Chip, chips, read_chips_file
+from cupy_intfa.study.chips import Chip, chips, read_chips_file, say_what_is_unchecked
 from cupy_intfa.study.counting import Build, find_plan, macros, rows_of_block
 from cupy_intfa.study.machine_code import compile_machine_code
 from cupy_intfa.study.opcodes import CLASSES, classify, is_slow, matrix_unit, multiplications
@@ -181,6 +181,20 @@ def test_published_rates_fit_clock_and_multiprocessors(chip: Chip) -> None:
         assert products == pytest.approx(2 ** round(math.log2(products)), rel=0.01), name
     assert chip.shared_per_block <= chip.shared_per_multiprocessor
     assert architecture("attention_sm80", chip.device.arch) == chip.arch
+
+
+def test_every_number_of_a_chip_names_its_text_or_is_said_to_have_none() -> None:
+    texts = read_chips_file()["texts"]
+    named = {text for chip in chips().values() for text in chip.checked.values()}
+    assert named == set(texts)
+    numbers = {field.name for field in fields(Chip)} - {"arch", "chip", "capability", "checked", "note"}
+    for chip in chips().values():
+        assert set(chip.checked) | set(chip.unchecked) == numbers
+        assert not set(chip.checked) & set(chip.unchecked)
+        for name in chip.unchecked:
+            assert f"{chip.chip} {name}" in say_what_is_unchecked()
+            assert chip.note  # what it is derived from
+    assert say_what_is_unchecked() in architectures.STUDY.limits
 
 
 # What is counted

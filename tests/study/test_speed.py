@@ -136,7 +136,10 @@ def test_a_case_is_taken_from_the_first_suite_and_a_suite_from_its_latest_report
     first, second = (
         report(name, {long: {"fast": measured(long, kernel=t)}}) for name, t in (("paper", 1.0), ("b", 2.0))
     )
-    assert [row["tops"] for row in make_rows([first, second], [])] == [pytest.approx(1.0)]
+    (row,) = make_rows([first, second], [])
+    assert (row["tops"], row["tops_again"], row["suite"]) == (pytest.approx(1.0), pytest.approx(2.0), "paper")
+    (row,) = make_rows([second], [])
+    assert row["tops_again"] is None
     older = replace(first, date=OLD)
     assert choose_reports([first, older, second], ("b", "paper", "prefill")) == [second, first]
     with pytest.raises(FileNotFoundError, match="no report of causal: run python -m cupy_intfa bench"):
@@ -203,3 +206,27 @@ def test_fastest_of_ours_is_chosen_by_the_longest_rows() -> None:
     )
     assert speed.fastest_of_ours(rows) == "paper"
     assert speed.fastest_of_ours(pick(rows, keys=64)) == "half"
+
+
+def test_spread_is_that_of_the_quartiles_and_of_another_suite() -> None:
+    long = case(16384)
+    timing = summarise([1.0, 2.0, 4.0])  # quartiles 1.5 and 3
+    entry = Entry(forms={"kernel": Measured(timing=timing, tops=long.tops(2.0))})
+    cited = Entry(cited={"kernel": 7.0}, source="elsewhere")
+    again = {"fast": measured(long, kernel=long.tops(1.6)), "b": cited, "c": measured(long, kernel=1.0)}
+    rows = make_rows([report("paper", {long: {"fast": entry, "b": cited}}), report("prefill", {long: again})], [])
+    assert [row["contender"] for row in rows] == ["fast", "b"]
+    assert rows[0]["tops_spread"] == pytest.approx(long.tops(1.5) - long.tops(3.0))
+    assert speed.repetitions(rows) == [pytest.approx(0.25)]
+    assert (rows[1]["tops_spread"], rows[1]["tops_again"]) == (None, None)
+    (said,) = speed._say_how_runs_differ(rows)
+    assert said.endswith(
+        "suites measured 1 of them, one after the other: they differ by 25.0 % in the middle and 25.0 % at most."
+    )
+    assert "66.7 % of it apart in the middle of 1. " in said
+
+
+def test_two_measurements_of_a_rate_agree() -> None:
+    again = speed.repetitions(load_study("speed").rows)
+    assert len(again) > 50
+    assert again[-1] < 0.05  # of 5 rounds each; what differs by less is not ranked in the text
