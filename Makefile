@@ -44,7 +44,7 @@ lint: $(call ready,test) $(call ready,lint) ## ruff, mypy, numpydoc, clang-forma
 
 sanitize: $(call ready,test) ## every kernel under compute-sanitizer: memcheck, racecheck (SANITIZER=path to it)
 	for tool in memcheck racecheck; do \
-	PYTHONPATH="tests:$$PYTHONPATH" $(SANITIZER) --tool $$tool --error-exitcode 1 $(PY) -m kernels.sanitize || exit 1; \
+	PYTHONPATH="tests:$$PYTHONPATH" $(SANITIZER) --tool $$tool --error-exitcode 1 $(PY) -m kernels.sanitize $$tool || exit 1; \
 	done
 
 clean: ## remove .venv, caches and build folders

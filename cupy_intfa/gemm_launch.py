@@ -84,7 +84,10 @@ def launch_gemm(
     maps: tuple[Any, ...] = ()
     if kernel.boxes:
         tile = kernel.tile
-        maps = (make_map(a, 1, m, depth, tile.m, tile.k), make_map(b, 1, n, depth, tile.n, tile.k))
+        maps = (
+            make_map(a, 1, (depth, m), (1, depth), (tile.k, tile.m)),
+            make_map(b, 1, (depth, n), (1, depth), (tile.k, tile.n)),
+        )
     function = load(kernel.source, plan.defines, device.ordinal, kernel.shared_bytes)
     function((plan.grid,), (kernel.threads,), (by_value(params), *maps), shared_mem=kernel.shared_bytes)
 

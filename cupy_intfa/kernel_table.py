@@ -31,11 +31,14 @@ class Box:
         Name of the array.
     rows, columns : int
         Of the box, in elements.
+    lane_order : bool
+        Whether of every 32 rows, row 8t + 2k + e comes as number 8k + 2t + e: channels of V as a lane t has them.
     """
 
     array: str
     rows: int
     columns: int
+    lane_order: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +139,7 @@ def _sm90(problem: AttentionProblem, recipe: Recipe, device: DeviceInfo) -> Kern
         return f"attention_sm90 is slower than attention_sm80 for {recipe.name} at D {head_dim}"
     shared, stages, buffers = sm90_shared_bytes(recipe, head_dim, tile, device.shared_per_block)
     chunk = next(width for width in (128, 64, 32) if head_dim % width == 0)  # columns of Q and K, a byte each
-    values = Box("v", head_dim, KEY_BLOCK if tile.keys % KEY_BLOCK == 0 else 32)
+    values = Box("v", head_dim, KEY_BLOCK if tile.keys % KEY_BLOCK == 0 else 32, lane_order=True)
     if not recipe.integer_pv:
         values = Box("v", tile.keys, 64 if head_dim % 64 == 0 else 32)
     return KernelChoice(

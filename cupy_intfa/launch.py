@@ -86,7 +86,7 @@ def attention(
         *plan.numbers,
     )
     kernel: Any = load(cuda.source, cuda.defines, cuda.device.ordinal, cuda.shared_bytes)
-    maps = [make_map(workspace + offset, *matrix) for offset, *matrix in cuda.matrices]
+    maps = [make_map(workspace + offset, *view) for offset, *view in cuda.views]
     kernel((cuda.grid,), (cuda.threads,), (by_value(packed), *maps), shared_mem=cuda.shared_bytes)
 
 

@@ -20,6 +20,7 @@ from cupy_intfa.recipe import Recipe
 
 BACKENDS = ("auto", "numpy", "cuda", "simulate", *NAMED_KERNELS)
 _EMULATOR_KEY_TILE = 64  # a key block: what a GPU's kernels use as their smallest tile
+View = tuple[int, int, tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,13 +71,19 @@ class CudaPlan:
         return attention_offsets(self.packing)
 
     @cached_property
-    def matrices(self) -> tuple[tuple[int, ...], ...]:
-        """Describe what tensor maps are of: offset, bytes per element, rows, columns, rows and columns of a box."""
-        found = []
+    def views(self) -> tuple[View, ...]:
+        """Describe what tensor maps are of: offset, bytes per element, shape, strides, box (`tensor_map`)."""
+        found: list[View] = []
         for box in self.boxes:
             region = self.packing.regions[box.array]
             *outer, columns = region.shape
-            found.append((region.offset, region.dtype.itemsize, math.prod(outer), columns, box.rows, box.columns))
+            rows, shape, strides, sizes = math.prod(outer), (columns,), (1,), (box.columns,)
+            if box.lane_order:  # e, t, k, and the 32 rows: kernels_cu/intfa/pipeline.cuh
+                shape, strides = (*shape, 2, 4, 4, rows // 32), (*strides, *(columns * i for i in (1, 8, 2, 32)))
+                sizes = (*sizes, 2, 4, 4, box.rows // 32)
+            else:
+                shape, strides, sizes = (*shape, rows), (*strides, columns), (*sizes, box.rows)
+            found.append((region.offset, region.dtype.itemsize, shape, strides, sizes))
         return tuple(found)
 
 

@@ -146,12 +146,12 @@ class Simulator:
 
         return kernel
 
-    def make_map(self, address: int, itemsize: int, rows: int, columns: int, box_rows: int, box_columns: int) -> bytes:
-        """Describe a matrix of which boxes are copied, as `cupy_intfa.tensor_map.tensor_map` does to the driver."""
-        span = box_columns * itemsize
-        return TensorMap(
-            address, itemsize, (columns, rows), (itemsize, columns * itemsize), (box_columns, box_rows), span
-        ).encode()
+    def make_map(
+        self, address: int, itemsize: int, shape: tuple[int, ...], strides: tuple[int, ...], box: tuple[int, ...]
+    ) -> bytes:
+        """Describe an array of which boxes are copied, as `cupy_intfa.tensor_map.tensor_map` does to the driver."""
+        steps = tuple(stride * itemsize for stride in strides)
+        return TensorMap(address, itemsize, shape, steps, box, box[0] * itemsize).encode()
 
     def _source(self, name: str) -> str:
         if self.folder is None:

@@ -29,19 +29,24 @@ def _encode() -> Any:
 
 
 @lru_cache(maxsize=4096)
-def tensor_map(address: int, itemsize: int, rows: int, columns: int, box_rows: int, box_columns: int) -> np.void:
-    """Describe a matrix of which boxes are copied to shared memory, swizzled.
+def tensor_map(
+    address: int, itemsize: int, shape: tuple[int, ...], strides: tuple[int, ...], box: tuple[int, ...]
+) -> np.void:
+    """Describe an array of which boxes are copied to shared memory, swizzled. The innermost axis comes first.
 
     Parameters
     ----------
     address : int
-        Of the matrix in device memory, row-major without gaps, a multiple of 16.
+        Of the array in device memory, a multiple of 16.
     itemsize : int
         1 or 2 bytes per element.
-    rows, columns : int
-        Of the matrix; a row is a multiple of 16 bytes.
-    box_rows, box_columns : int
-        Of a box; 32, 64 or 128 bytes wide, and swizzled over as many. What lies outside the matrix is filled with 0.
+    shape : tuple of int
+        Of the array, 2 to 5 axes.
+    strides : tuple of int
+        Elements from one to the next along each axis: 1, then multiples of 16 bytes.
+    box : tuple of int
+        Shape of a box; 32, 64 or 128 bytes along the first axis, and swizzled over as many. What lies outside the array
+        is filled with 0.
 
     Returns
     -------
@@ -55,25 +60,25 @@ def tensor_map(address: int, itemsize: int, rows: int, columns: int, box_rows: i
     """
     raw = (ctypes.c_uint8 * (_MAP_BYTES + _MAP_ALIGNMENT))()
     start = -ctypes.addressof(raw) % _MAP_ALIGNMENT
-    u64, u32 = ctypes.c_uint64, ctypes.c_uint32
+    u64, u32, rank = ctypes.c_uint64, ctypes.c_uint32, len(shape)
     status = _encode()(
         ctypes.addressof(raw) + start,
         _TYPES[itemsize],
-        2,
+        rank,
         address,
-        (u64 * 2)(columns, rows),
-        (u64 * 1)(columns * itemsize),
-        (u32 * 2)(box_columns, box_rows),
-        (u32 * 2)(1, 1),
+        (u64 * rank)(*shape),
+        (u64 * (rank - 1))(*(stride * itemsize for stride in strides[1:])),
+        (u32 * rank)(*box),
+        (u32 * rank)(*[1] * rank),
         0,
-        _SWIZZLES[box_columns * itemsize],
+        _SWIZZLES[box[0] * itemsize],
         _L2_PROMOTION_256,
         0,
     )
     if status:
         raise RuntimeError(
-            f"cuTensorMapEncodeTiled has returned CUresult {status} for a matrix of {rows} x {columns} elements of "
-            f"{itemsize} bytes at {address:#x} and boxes of {box_rows} x {box_columns}"
+            f"cuTensorMapEncodeTiled has returned CUresult {status} for an array of shape {shape}, strides {strides}, "
+            f"{itemsize} bytes an element at {address:#x}, and boxes of {box}"
         )
     packed = bytes(raw)[start : start + _MAP_BYTES]
     scalar: np.void = np.frombuffer(packed, np.dtype((np.void, _MAP_BYTES)))[0]

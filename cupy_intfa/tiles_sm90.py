@@ -68,7 +68,7 @@ def find_sm90_tile(recipe: Recipe, head_dim: int, kv_len: int) -> Sm90Tile | Non
     """
     token = recipe.k_granularity == "token"
     if not recipe.integer_pv:
-        return _HALF[head_dim]
+        return (_HALF_TOKEN if token else _HALF)[head_dim]
     if not integer_o(recipe):
         return _FLOAT_O.get(head_dim)
     if token:
@@ -142,3 +142,4 @@ _HALF = {
     192: Sm90Tile(96, q_shared=True),
     256: Sm90Tile(64, q_shared=True),
 }
+_HALF_TOKEN = {**_HALF, 64: Sm90Tile(64, 3)}

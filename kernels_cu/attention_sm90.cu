@@ -112,75 +112,96 @@ __device__ __forceinline__ void find_maxima(Scores& s, Rows& rows, Turn& turn, c
     }
 }
 
-// What a lane writes of a row: where, how it is finished.
+// What a lane writes of a row: whether and where, and how it is finished.
 struct OutputRow {
+    bool there;
     RowEnd end;
     s64 offset;            // elements, of channel 0
-    const float* v_mean;   // or null
     const float* flushed;  // sums of the keys before the last flush, or null
     float flushed_weight;
 };
 
-// Channels 8n + 2t and the next of row r, finished.
-__device__ __forceinline__ float2 finished(const Consumer& c, const OutputRow& row, const Output& o, s32 r,
-                                           s32 n) {
-    const s32 d = 8 * n + 2 * c.t;
-    const float2 v_scale = kVBlock ? make_float2(1.0f, 1.0f) : load_float2(c.item + kVScaleAt + 4 * d);
-    const float2 v_mean = row.v_mean ? __ldg((const float2*)(row.v_mean + d)) : make_float2(0.0f, 0.0f);
-    const s32 x = o[n][2 * r], y = o[n][2 * r + 1];
+__device__ __forceinline__ OutputRow output_row(const Consumer& c, const Rows& rows, float reference, s32 r) {
+    const AttentionParams& p = c.p;
+    const s32 b = c.work.bh / p.heads, h = c.work.bh % p.heads;
+    const s64 kv = kv_head_of(p, c.work.bh);  // found here: registers are dear before
+    const float l = quad_sum(rows.l[r]), m = rows.m[r] == kNoKey ? -INTFA_INF : rows.m[r];
+    const s32 in_item = 16 * c.warp + c.g + 8 * r, index = c.work.first_row + in_item;
+    const float mark = load_float(c.item + kQMarkAt + 4 * in_item) + load_global(p.kv_mark + kv);
+    const bool flushed = kLong && !kFloatO && reference != -INTFA_INF;
+    const OutputRow row = {
+        index < p.q_len, end_row(p, mark, load_global(p.k_scale_max + kv), rows.c[r], m, l),
+        b * p.out_stride[0] + h * p.out_stride[1] + index * p.out_stride[2],
+        flushed ? p.o_flush + c.row_index(r) * kD : nullptr, flushed ? exp2_approx(reference - m) : 0.0f};
+    if (p.lse && c.t == 0 && row.there)
+        p.lse[(s64)c.work.bh * p.q_len + index] = end_lse(p, row.end, c.row_index(r), m, l);
+    return row;
+}
+
+// Scales and means of the channels that a lane has of kRun MMA tiles in a row.
+constexpr s32 kRun = kPv == kHalf ? 1 : 4;
+struct Channels {
+    float2 scale[kRun], mean[kRun];
+};
+
+__device__ __forceinline__ Channels channels_of(const Consumer& c, const float* v_mean, s32 n) {
+    const s32 d = channel_of(n, c.t);
+    Channels of;
+#pragma unroll
+    for (s32 k = 0; k < kRun; ++k) {
+        of.scale[k] = kVBlock ? make_float2(1.0f, 1.0f) : load_float2(c.item + kVScaleAt + 4 * (d + 2 * k));
+        of.mean[k] = v_mean ? __ldg((const float2*)(v_mean + d) + k) : make_float2(0.0f, 0.0f);
+    }
+    return of;
+}
+
+// The two channels of row r in MMA tile n, finished.
+__device__ __forceinline__ float2 finished(const OutputRow& row, const s32 (&o)[4], s32 r, s32 at,
+                                           float2 scale, float2 mean) {
+    const s32 x = o[2 * r], y = o[2 * r + 1];
     float2 sum =
         kFloatO ? make_float2(__int_as_float(x), __int_as_float(y)) : make_float2((float)x, (float)y);
     if (kLong && !kFloatO && row.flushed) {
-        sum.x = fmaf(row.flushed[d], row.flushed_weight, sum.x);
-        sum.y = fmaf(row.flushed[d + 1], row.flushed_weight, sum.y);
+        sum.x = fmaf(row.flushed[at], row.flushed_weight, sum.x);
+        sum.y = fmaf(row.flushed[at + 1], row.flushed_weight, sum.y);
     }
-    return make_float2(end_element(row.end, sum.x, v_scale.x, v_mean.x),
-                       end_element(row.end, sum.y, v_scale.y, v_mean.y));
+    return make_float2(end_element(row.end, sum.x, scale.x, mean.x),
+                       end_element(row.end, sum.y, scale.y, mean.y));
 }
 
 __device__ __forceinline__ void store(const Consumer& c, const Output& o, const Rows& rows,
                                       const float (&reference)[2]) {
     const AttentionParams& p = c.p;
-    const s32 b = c.work.bh / p.heads, h = c.work.bh % p.heads;
-    const s64 kv = kv_head_of(p, c.work.bh);  // Found here: registers are dear before.
-    const float kv_mark = load_global(p.kv_mark + kv), k_scale_max = load_global(p.k_scale_max + kv);
-    // Whole pairs of 16-bit elements, one after the other: what most callers have, without a branch per element.
-    const bool pairs = p.out_dtype <= kBFloat16 && p.out_stride[3] == 1 && p.head_dim == kD &&
-                       (((u64)p.out >> 1 | p.out_stride[0] | p.out_stride[1] | p.out_stride[2]) & 1) == 0;
+    const OutputRow row[2] = {output_row(c, rows, reference[0], 0), output_row(c, rows, reference[1], 1)};
+    const float* v_mean = p.v_mean ? p.v_mean + kv_head_of(p, c.work.bh) * kD : nullptr;
+    if (stores_runs<2 * kRun>(p)) {  // what most callers have, without a branch: the loads come first
 #pragma unroll
-    for (s32 r = 0; r < 2; ++r) {
-        const float l = quad_sum(rows.l[r]), m = rows.m[r] == kNoKey ? -INTFA_INF : rows.m[r];
-        const s32 in_item = 16 * c.warp + c.g + 8 * r, index = c.work.first_row + in_item;
-        if (index >= p.q_len) continue;
-        const float mark = load_float(c.item + kQMarkAt + 4 * in_item) + kv_mark;
-        const bool flushed = kLong && !kFloatO && reference[r] != -INTFA_INF;
-        const OutputRow row = {end_row(p, mark, k_scale_max, rows.c[r], m, l),
-                               b * p.out_stride[0] + h * p.out_stride[1] + index * p.out_stride[2],
-                               p.v_mean ? p.v_mean + kv * kD : nullptr,
-                               flushed ? p.o_flush + c.row_index(r) * kD : nullptr,
-                               flushed ? exp2_approx(reference[r] - m) : 0.0f};
-        if (p.lse && c.t == 0)
-            p.lse[(s64)c.work.bh * p.q_len + index] = end_lse(p, row.end, c.row_index(r), m, l);
-        if (pairs && p.out_dtype == kFloat16) {
+        for (s32 n = 0; n < kNd; n += kRun) {
+            const Channels of = channels_of(c, v_mean, n);
 #pragma unroll
-            for (s32 n = 0; n < kNd; ++n) {
-                const float2 x = finished(c, row, o, r, n);
-                ((__half2*)((__half*)p.out + row.offset))[4 * n + c.t] = __floats2half2_rn(x.x, x.y);
+            for (s32 r = 0; r < 2; ++r) {
+                u32 pairs[kRun];
+#pragma unroll
+                for (s32 k = 0; k < kRun; ++k)
+                    pairs[k] = pair_bits(
+                        p, finished(row[r], o[n + k], r, 8 * (n + k) + 2 * c.t, of.scale[k], of.mean[k]));
+                if (row[r].there) store_pairs((u16*)p.out + row[r].offset + channel_of(n, c.t), pairs);
             }
-        } else if (pairs) {
+        }
+        return;
+    }
 #pragma unroll
-            for (s32 n = 0; n < kNd; ++n) {
-                const float2 x = finished(c, row, o, r, n);
-                ((__nv_bfloat162*)((__nv_bfloat16*)p.out + row.offset))[4 * n + c.t] =
-                    __floats2bfloat162_rn(x.x, x.y);
-            }
-        } else {
+    for (s32 n = 0; n < kNd; n += kRun) {
+        const Channels of = channels_of(c, v_mean, n);
 #pragma unroll
-            for (s32 n = 0; n < kNd; ++n) {
-                const s32 d = 8 * n + 2 * c.t;
-                if (d >= p.head_dim) break;
-                const float2 x = finished(c, row, o, r, n);
-                store_pair(p, row.offset + d * p.out_stride[3], d + 1 < p.head_dim, x.x, x.y);
+        for (s32 k = 0; k < kRun; ++k) {
+            const s32 d = channel_of(n + k, c.t);
+#pragma unroll
+            for (s32 r = 0; r < 2; ++r) {
+                const float2 x =
+                    finished(row[r], o[n + k], r, 8 * (n + k) + 2 * c.t, of.scale[k], of.mean[k]);
+                if (row[r].there && d < p.head_dim)
+                    store_pair(p, row[r].offset + d * p.out_stride[3], d + 1 < p.head_dim, x.x, x.y);
             }
         }
     }
@@ -256,7 +277,8 @@ __device__ __forceinline__ void attend(const Consumer& c, Ring<kStages>& ring) {
             settle(o);
         } else {
             settle(part);
-            add_part(o, part, weight, c.shared + kScalesAt + ring.i * kScaleBytes + 4 * kScales + 8 * c.t, i);
+            add_part(o, part, weight, c.shared + kScalesAt + ring.i * kScaleBytes + 4 * kScales + 32 * c.t,
+                     i);
         }
     };
     auto softmax = [&](Turn& turn, bool masked, Probabilities& pr, bool first) {

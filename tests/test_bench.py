@@ -108,8 +108,12 @@ def test_cases_are_named_by_their_shape() -> None:
 def test_suites_hold_the_shapes_that_are_published() -> None:
     shapes = {name: [(c.head_dim, c.q_len) for c in suite.cases] for name, suite in SUITES.items()}
     assert shapes["paper"] == [(64, 1024 << n) for n in range(5)]
-    assert shapes["prefill"] == [*((d, n) for d in (64, 128) for n in (1024, 4096, 16384)), (256, 8192)]
-    assert shapes["causal"] == [(128, 4096), (128, 16384), (64, 16384)]
+    assert shapes["prefill"] == [
+        *((64, n) for n in (1024, 4096, 16384)),
+        *((128, 1024 << n) for n in range(5)),
+        (256, 8192),
+    ]
+    assert shapes["causal"] == [(128, 1024), (128, 4096), (128, 16384), (64, 4096), (64, 16384)]
     assert shapes["quantise"] == [(128, 16384)]
     for name in ("paper", "prefill", "causal", "quantise"):
         for case in SUITES[name].cases:
@@ -335,7 +339,7 @@ def test_a_report_is_stamped_and_cites_who_is_missing(faked: None, monkeypatch: 
     told: list[str] = []
     found = runner.run_suite(SUITES["prefill"], budget=Budget(rounds=2), tell=told.append, commit="abc-dirty")
     assert told[0] == "prefill: B4 H32 S1k D64: 1 contenders"
-    assert len(told) == len(found.results) == 7
+    assert len(told) == len(found.results) == len(SUITES["prefill"].cases)
     assert (found.suite, found.gpu, found.commit, found.dirty) == ("prefill", "NVIDIA H200", "abc", True)
     assert found.versions["numpy"] == np.__version__
     assert found.file_name == "prefill_nvidia-h200.json"

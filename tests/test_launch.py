@@ -1,6 +1,7 @@
 """What a launch hands to a kernel: the bytes of its arguments are the fields of its C++ struct, value by value."""
 
 import itertools
+import math
 import struct
 from collections.abc import Iterable, Mapping
 from types import SimpleNamespace
@@ -170,18 +171,21 @@ def test_attention_gets_every_value_in_its_field(preset: str, is_causal: bool, a
     plan, cuda = plan_for(preset, problem)
     launches = Launches()
     launch.attention(
-        plan, cuda, 1 << 40, 1 << 41, (11, 12, 13, 14), 1 << 42, load=launches.load, make_map=lambda *matrix: matrix
+        plan, cuda, 1 << 40, 1 << 41, (11, 12, 13, 14), 1 << 42, load=launches.load, make_map=lambda *view: view
     )
     (call,) = launches.calls
     assert call["kernel"] == (cuda.source, cuda.defines, cuda.device.ordinal, cuda.shared_bytes)
     regions = cuda.packing.regions
-    assert [matrix[0] for matrix in call["maps"]] == [(1 << 40) + regions[box.array].offset for box in cuda.boxes]
-    for (_, size, rows, columns, *box_shape), box in zip(call["maps"], cuda.boxes, strict=True):
-        assert rows * columns * size == regions[box.array].nbytes
-        assert tuple(box_shape) == (box.rows, box.columns)
-        assert columns % box.columns == 0
+    assert [view[0] for view in call["maps"]] == [(1 << 40) + regions[box.array].offset for box in cuda.boxes]
+    for (_, size, shape, strides, sizes), box in zip(call["maps"], cuda.boxes, strict=True):
+        assert math.prod(shape) * size == regions[box.array].nbytes
+        assert (sizes[0], math.prod(sizes[1:])) == (box.columns, box.rows)
+        assert shape[0] % box.columns == 0
         assert box.columns * size in (32, 64, 128)
-        assert box.rows <= 256
+        assert max(sizes) <= 256
+        assert strides[0] == 1
+        assert all(stride * size % 16 == 0 for stride in strides[1:])
+
     assert (call["grid"], call["block"], call["shared"]) == ((cuda.grid,), (cuda.threads,), cuda.shared_bytes)
 
     got = unpack_fields(ATTENTION, call["params"])
@@ -214,6 +218,18 @@ def test_attention_gets_every_value_in_its_field(preset: str, is_causal: bool, a
         "log2_top": np.float32(np.log2({"paper": 127, "fast": 255, "fp16": 1}[preset])),
     }
     assert {name: got[name] for name in expected} == expected
+
+
+def test_v_in_bytes_comes_in_the_order_of_a_lanes_channels() -> None:
+    """Number 8k + 2t + e of 32 rows of a box is channel 8t + 2k + e: what lane t holds then lies side by side."""
+    kv = (1, 1, 64, 128)
+    _, cuda = plan_for("fast", make_problem(kv, kv, kv, ("float16",) * 3))
+    (_, _, shape, strides, sizes) = cuda.views[2]
+    assert shape[:4] == (64, 2, 4, 4)
+    rows = np.add.outer(np.arange(sizes[4]) * strides[4], np.arange(4) * strides[3])  # i, k
+    rows = np.add.outer(np.add.outer(rows, np.arange(4) * strides[2]), np.arange(2) * strides[1])  # t, e
+    i, k, t, e = np.meshgrid(*map(np.arange, rows.shape), indexing="ij")
+    assert np.array_equal(rows // 64, 32 * i + 8 * t + 2 * k + e)
 
 
 def test_long_rows_get_the_scratch_behind_the_packing() -> None:

@@ -46,7 +46,7 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Driver]:
 
 
 def test_a_map_describes_its_matrix(driver: Driver) -> None:
-    made = tensor_map(4096, 1, 1000, 128, 64, 128)
+    made = tensor_map(4096, 1, (128, 1000), (1, 128), (128, 64))
     assert made.tobytes() == bytes(range(128))
     assert isinstance(made, np.void), "CuPy passes it by value"
     assert driver.calls == [
@@ -66,20 +66,30 @@ def test_a_map_describes_its_matrix(driver: Driver) -> None:
 
 @pytest.mark.parametrize(("itemsize", "columns", "swizzle"), [(1, 32, 1), (1, 64, 2), (2, 32, 2), (2, 64, 3)])
 def test_the_swizzle_is_as_wide_as_a_row_of_the_box(driver: Driver, itemsize: int, columns: int, swizzle: int) -> None:
-    tensor_map(0, itemsize, 8, 2 * columns, 8, columns)
+    tensor_map(0, itemsize, (2 * columns, 8), (1, 2 * columns), (columns, 8))
     (call,) = driver.calls
     assert call["rest"][1] == swizzle
     assert call["strides"] == [2 * columns * itemsize]
     assert call["dtype"] == {1: 0, 2: 6}[itemsize]
 
 
+def test_a_box_may_have_five_axes(driver: Driver) -> None:
+    tensor_map(0, 2, (64, 2, 4, 4, 100), (1, 64, 512, 128, 2048), (32, 2, 4, 4, 4))
+    (call,) = driver.calls
+    assert (call["rank"], call["dims"], call["box"]) == (5, [64, 2, 4, 4, 100], [32, 2, 4, 4, 4])
+    assert call["strides"] == [128, 1024, 256, 4096], "bytes, without the innermost"
+    assert call["rest"][1] == 2
+
+
 def test_equal_matrices_share_a_map(driver: Driver) -> None:
-    maps = [tensor_map(address, 1, 8, 64, 8, 64) for address in (0, 0, 256)]
+    maps = [tensor_map(address, 1, (64, 8), (1, 64), (64, 8)) for address in (0, 0, 256)]
     assert maps[0] is maps[1]
     assert len(driver.calls) == 2
 
 
 def test_a_refusal_of_the_driver_says_what_was_asked(driver: Driver) -> None:
     driver.status = 1
-    with pytest.raises(RuntimeError, match=r"CUresult 1 for a matrix of 8 x 64 elements of 1 bytes at 0x100 and boxes"):
-        tensor_map(256, 1, 8, 64, 8, 64)
+    with pytest.raises(
+        RuntimeError, match=r"CUresult 1 for an array of shape \(64, 8\), .* at 0x100, and boxes of \(64, 8\)"
+    ):
+        tensor_map(256, 1, (64, 8), (1, 64), (64, 8))

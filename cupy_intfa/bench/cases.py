@@ -132,8 +132,13 @@ def _cases(lengths: tuple[int, ...], *head_dims: int, causal: bool = False) -> t
     return tuple(square(batch=4, heads=32, length=n, head_dim=d, causal=causal) for d in head_dims for n in lengths)
 
 
-_PREFILL = (*_cases((1024, 4096, 16384), 64, 128), square(batch=2, heads=16, length=8192, head_dim=256))
-_CAUSAL = (*_cases((4096, 16384), 128, causal=True), *_cases((16384,), 64, causal=True))
+_LENGTHS = (1024, 2048, 4096, 8192, 16384)
+_PREFILL = (
+    *_cases((1024, 4096, 16384), 64),
+    *_cases(_LENGTHS, 128),
+    square(batch=2, heads=16, length=8192, head_dim=256),
+)
+_CAUSAL = (*_cases((1024, 4096, 16384), 128, causal=True), *_cases((4096, 16384), 64, causal=True))
 _TINY = (square(batch=1, heads=8, length=128, head_dim=64),)
 
 _SUITES = (
@@ -141,10 +146,10 @@ _SUITES = (
         "paper",
         "speed",
         "the paper's comparison, D64 and lengths of 1k to 16k",
-        _cases((1024, 2048, 4096, 8192, 16384), 64),
+        _cases(_LENGTHS, 64),
     ),
-    Suite("prefill", "speed", "no mask: D64 and D128 of three lengths, D256", _PREFILL),
-    Suite("causal", "speed", "causal mask: D128 of two lengths, D64", _CAUSAL),
+    Suite("prefill", "speed", "no mask: D64 of three lengths, D128 of five, D256", _PREFILL),
+    Suite("causal", "speed", "causal mask: D128 of three lengths, D64 of two", _CAUSAL),
     Suite("host", "host", "what a tiny call costs the host, which does not wait for the GPU", _TINY),
     Suite("first_call", "first_call", "the first call of a process: compiling, or from disk", _cases((1024,), 128)),
     Suite("quantise", "bandwidth", "the quantise kernels against a device copy of the same run", _cases((16384,), 128)),

@@ -3,6 +3,7 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include "config.cuh"
 #include "params.cuh"
 
 // What a row needs in the epilogue. `empty` rows saw no key: output 0, lse -inf.
@@ -73,4 +74,22 @@ __device__ __forceinline__ void store_pair(const AttentionParams& p, s64 offset,
         store_element(p, offset, x);
         if (both) store_element(p, offset + p.out_stride[3], y);
     }
+}
+
+// Whether all kD channels of a row are there in 16 bits each, and runs of them may be stored at once.
+template <s32 kRun>
+__device__ __forceinline__ bool stores_runs(const AttentionParams& p) {
+    const u64 places = (u64)p.out >> 1 | p.out_stride[0] | p.out_stride[1] | p.out_stride[2];
+    return p.out_dtype <= kBFloat16 && p.out_stride[3] == 1 && p.head_dim == kD && places % kRun == 0;
+}
+
+// Two channels in the output's 16 bits.
+__device__ __forceinline__ u32 pair_bits(const AttentionParams& p, float2 x) {
+    const __half2 half = __floats2half2_rn(x.x, x.y);
+    const __nv_bfloat162 bfloat = __floats2bfloat162_rn(x.x, x.y);
+    return p.out_dtype == kFloat16 ? *(const u32*)&half : *(const u32*)&bfloat;
+}
+__device__ __forceinline__ void store_pairs(u16* out, const u32 (&pairs)[1]) { *(u32*)out = pairs[0]; }
+__device__ __forceinline__ void store_pairs(u16* out, const u32 (&pairs)[4]) {
+    *(uint4*)out = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
 }

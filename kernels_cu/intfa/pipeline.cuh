@@ -122,7 +122,7 @@ __device__ __forceinline__ void copy_stage(const AttentionParams& p, const Tenso
     } else {
 #pragma unroll
         for (s32 j = 0; j < kBc; j += kVKeys)
-            copy_box(to + kTileK + j * kD, v_map, (key + j) % 64, (key + j) / 64 * kD, full);
+            copy_box5(to + kTileK + j * kD, v_map, (key + j) % 64, (key + j) / 64 * (kD / 32), full);
     }
     if constexpr (kVBlock)
         copy_line(scales + 4 * kScales, p.v_scale + (s64)(key / 64) * kD, 4 * kVScales, full);

@@ -44,6 +44,12 @@ __device__ __forceinline__ void start_scores(Scores& s, const Queries& q, u64 q_
     }
 }
 
+// The first of the two channels that a lane holds of MMA tile n of O. The copies of V in bytes bring its rows so that a
+// lane has eight channels in a row, and stores 16 bytes.
+__device__ __forceinline__ s32 channel_of(s32 n, s32 t) {
+    return kPv == kHalf ? 8 * n + 2 * t : n / 4 * 32 + 8 * t + n % 4 * 2;
+}
+
 // V of 32 keys in a tile, where P V takes it in bytes.
 __device__ __forceinline__ u64 values_at(u64 v_tile, s32 k) {
     return moved(v_tile, kVKeys == 64 ? k / 2 * kD * 64 + k % 2 * 32 : k * kD * 32);
@@ -75,11 +81,12 @@ __device__ __forceinline__ void start_part_of_output(Part& d, const Probabilitie
 __device__ __forceinline__ void add_part(Output& o, const Part& d, const float (&w)[2], u32 v_scales, s32 i) {
 #pragma unroll
     for (s32 n = 0; n < kPartChannels / 8; ++n) {
-        const s32 channel = i * kPartChannels + 8 * n;
-        const float2 v_scale = kVBlock ? load_float2(v_scales + 4 * channel) : make_float2(1.0f, 1.0f);
+        const s32 tile = i * (kPartChannels / 8) + n;
+        const float2 v_scale =
+            kVBlock ? load_float2(v_scales + 4 * channel_of(tile, 0)) : make_float2(1.0f, 1.0f);
 #pragma unroll
         for (s32 e = 0; e < 4; ++e) {
-            s32& x = o[channel / 8][e];
+            s32& x = o[tile][e];
             x = __float_as_int(
                 fmaf((float)d[n][e], w[e / 2] * (e % 2 ? v_scale.y : v_scale.x), __int_as_float(x)));
         }

@@ -27,6 +27,14 @@ __device__ __forceinline__ void copy_box(u32 to, const TensorMap& map, s32 x, s3
         "l"((u64)&map), "r"(x), "r"(y), "r"(barrier)
         : "memory");
 }
+// A box of five axes, at element x of the innermost and y of the outermost.
+__device__ __forceinline__ void copy_box5(u32 to, const TensorMap& map, s32 x, s32 y, u32 barrier) {
+    asm volatile(
+        "cp.async.bulk.tensor.5d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+        " [%0], [%1, {%2, 0, 0, 0, %3}], [%4];" ::"r"(to),
+        "l"((u64)&map), "r"(x), "r"(y), "r"(barrier)
+        : "memory");
+}
 // `bytes` in a row, a multiple of 16 like both addresses.
 __device__ __forceinline__ void copy_line(u32 to, const void* from, u32 bytes, u32 barrier) {
     asm volatile(

@@ -48,8 +48,8 @@ class Arithmetic:
     takes it off again and is rounded for it, in rows whose largest c·s_k is 2.4·10⁻⁴ at most. ``sums_halves``: an
     exact row sum adds P rounded to float16, ``"pairs"`` of keys j and j + 8 that are rounded once more where P has 8
     bits, or ``"chain"``: those pairs one after the other through the tile, in float16, which every row sum of a float P
-    does. ``rescales_floats``: an integer O goes through floats when a maximum has grown. ``cubic`` n: the first of every
-    n groups of 16 keys has P from a polynomial (`cubic_exp2`).
+    does. ``rescales_floats``: an integer O goes through floats when a maximum has grown. ``cubic`` n: the first of
+    every n groups of 16 keys has P from a polynomial (`cubic_exp2`).
     """
 
     folds_bias: bool = False

@@ -213,7 +213,7 @@ class _Map:
     def on_gpu(self, array: Any, *_: Any) -> Any:
         from cupy_intfa.tensor_map import tensor_map
 
-        return tensor_map(array.data.ptr, 1, self.rows, self.columns, *self.box)
+        return tensor_map(array.data.ptr, 1, (self.columns, self.rows), (1, self.columns), self.box[::-1])
 
     def simulated(self, address: int, *_: int) -> bytes:
         rows, columns = self.box
