@@ -122,7 +122,7 @@ _SHORT = {128: Sm90Tile(128, q_shared=True, cubic=3)}
 _INTEGER_TOKEN = {
     32: Sm90Tile(128, 3, q_shared=True),
     64: Sm90Tile(128, 3, q_shared=True),
-    96: Sm90Tile(128, 3, q_shared=True),
+    96: Sm90Tile(96, 3, q_shared=True),
     128: Sm90Tile(96, 3, q_shared=True),
     192: Sm90Tile(128, q_shared=True),
     256: Sm90Tile(96, q_shared=True),

@@ -41,6 +41,11 @@ struct Consumer {
 
     __device__ __forceinline__ s32 first_row() const { return work.first_row + 16 * warp; }
     __device__ __forceinline__ s32 warpgroup_row() const { return work.first_row + warp / 4 * 64; }
+    __device__ __forceinline__ s32 in_item(s32 r) const {  // of the lane's row r; a row of the packing
+        const s32 row = 16 * warp + g + 8 * r;
+        return kBr > 128 ? min(row, rows_packed(p, work) - 1) : row;
+    }
+    __device__ __forceinline__ bool is_there(s32 r) const { return first_row() + g + 8 * r < p.q_len; }
     __device__ __forceinline__ s64 row_index(s32 r) const {  // of the lane's row r in the packing
         return (s64)work.bh * p.q_pad + first_row() + g + 8 * r;
     }
@@ -126,13 +131,13 @@ __device__ __forceinline__ OutputRow output_row(const Consumer& c, const Rows& r
     const s32 b = c.work.bh / p.heads, h = c.work.bh % p.heads;
     const s64 kv = kv_head_of(p, c.work.bh);  // found here: registers are dear before
     const float l = quad_sum(rows.l[r]), m = rows.m[r] == kNoKey ? -INTFA_INF : rows.m[r];
-    const s32 in_item = 16 * c.warp + c.g + 8 * r, index = c.work.first_row + in_item;
-    const float mark = load_float(c.item + kQMarkAt + 4 * in_item) + load_global(p.kv_mark + kv);
+    const s32 index = c.first_row() + c.g + 8 * r;
+    const float mark = load_float(c.item + kQMarkAt + 4 * c.in_item(r)) + load_global(p.kv_mark + kv);
     const bool flushed = kLong && !kFloatO && reference != -INTFA_INF;
-    const OutputRow row = {
-        index < p.q_len, end_row(p, mark, load_global(p.k_scale_max + kv), rows.c[r], m, l),
-        b * p.out_stride[0] + h * p.out_stride[1] + index * p.out_stride[2],
-        flushed ? p.o_flush + c.row_index(r) * kD : nullptr, flushed ? exp2_approx(reference - m) : 0.0f};
+    const OutputRow row = {c.is_there(r), end_row(p, mark, load_global(p.k_scale_max + kv), rows.c[r], m, l),
+                           b * p.out_stride[0] + h * p.out_stride[1] + index * p.out_stride[2],
+                           flushed ? p.o_flush + c.row_index(r) * kD : nullptr,
+                           flushed ? exp2_approx(reference - m) : 0.0f};
     if (p.lse && c.t == 0 && row.there)
         p.lse[(s64)c.work.bh * p.q_len + index] = end_lse(p, row.end, c.row_index(r), m, l);
     return row;
@@ -215,9 +220,7 @@ __device__ __forceinline__ void attend(const Consumer& c, Ring<kStages>& ring) {
     Rows rows;
 #pragma unroll
     for (s32 r = 0; r < 2; ++r) {
-        const s32 in_item = 16 * c.warp + c.g + 8 * r,
-                  row = kBr > 128 ? min(in_item, rows_packed(p, c.work) - 1) : in_item;
-        rows.c[r] = fmaxf(p.scale_log2 * load_float(c.item + kQScaleAt + 4 * row), kFltMin);
+        rows.c[r] = fmaxf(p.scale_log2 * load_float(c.item + kQScaleAt + 4 * c.in_item(r)), kFltMin);
         rows.m[r] = kNoKey;
         rows.l[r] = 0.0f;
     }
@@ -321,7 +324,7 @@ __device__ __forceinline__ void attend(const Consumer& c, Ring<kStages>& ring) {
             rows.l[r] += turn.sum[r];
             weight[r] = turn.weight[r];
             if constexpr (kLong && !kFloatO) {
-                if ((summed + 1) % kFlushTiles == 0)
+                if ((summed + 1) % kFlushTiles == 0 && c.is_there(r))  // else the scratch is another head's
                     flush(p.o_flush + c.row_index(r) * kD, reference[r], rows.m[r], r, c.t, o);
             }
         }

@@ -4,8 +4,9 @@
 
 `make sanitize` runs it for memcheck and for racecheck. racecheck does not follow a wait for an mbarrier's parity, by
 which attention_sm80 orders its copies on Hopper, and attention_sm90 the copies into a stage that was read before, and
-calls them hazards. For it the former meets at every tile (SLACK 0) and the latter takes no row of more tiles than stages;
-their mbarriers are for the simulator, which follows parities and finds what is planted there (tests/ptxsim/mutations.py).
+calls them hazards. For it the former meets at every tile (SLACK 0) and the latter takes no row of more tiles than
+stages; their mbarriers are for the simulator, which follows parities and finds what is planted there
+(tests/ptxsim/mutations.py).
 """
 
 from __future__ import annotations

@@ -235,3 +235,15 @@ def test_rows_longer_than_int32_can_sum(name: str, recipe: Recipe, length: int) 
     cut = 0.0 if recipe.integer_pv else length / 16 * 2.0**-23
     assert_within(out[:, :, ::2], mean[:, :, ::2], 1e-4 + cut * np.abs(mean[:, :, ::2]))
     assert_within(lse[:, :, ::2], np.full((1, 1, 5), np.log(length)), 1e-5 if recipe.row_sum == "exact" else 2e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "recipe"),
+    [pytest.param(n, LONG[key], id=f"{n}-{key}") for n in ROWS for key in ("paper", "fast") if runs(n, LONG[key])],
+)
+def test_long_rows_of_several_heads_keep_their_sums_apart(name: str, recipe: Recipe) -> None:
+    """150 rows are padded to 256, and a second block of 192 rows ends in those of the next head: not in its scratch."""
+    q, k, v = normal(150, 66_000, heads=2, head_dim=48)
+    q[:, 1] = 0
+    v[:, 1] += 5
+    check(name, recipe, (q, k, v))

@@ -541,8 +541,8 @@ MUTATIONS = (
     Mutation(
         "a row too many is stored",
         "attention_sm90.cu",
-        "if (index >= p.q_len) continue;",
-        "if (index > p.q_len) continue;",
+        "first_row() + g + 8 * r < p.q_len;",
+        "first_row() + g + 8 * r <= p.q_len;",
         "bounds",
         "sm90",
     ),
