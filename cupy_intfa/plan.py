@@ -77,13 +77,12 @@ class CudaPlan:
         for box in self.boxes:
             region = self.packing.regions[box.array]
             *outer, columns = region.shape
-            rows, shape, strides, sizes = math.prod(outer), (columns,), (1,), (box.columns,)
-            if box.lane_order:  # e, t, k, and the 32 rows: kernels_cu/intfa/pipeline.cuh
-                shape, strides = (*shape, 2, 4, 4, rows // 32), (*strides, *(columns * i for i in (1, 8, 2, 32)))
-                sizes = (*sizes, 2, 4, 4, box.rows // 32)
+            place, rows = (region.offset, region.dtype.itemsize), math.prod(outer)
+            if box.lane_order:  # keys, then e, t, k and the 32 rows
+                steps = (1, *(columns * rows for rows in (1, 8, 2, 32)))
+                found.append((*place, (columns, 2, 4, 4, rows // 32), steps, (box.columns, 2, 4, 4, box.rows // 32)))
             else:
-                shape, strides, sizes = (*shape, rows), (*strides, columns), (*sizes, box.rows)
-            found.append((region.offset, region.dtype.itemsize, shape, strides, sizes))
+                found.append((*place, (columns, rows), (1, columns), (box.columns, box.rows)))
         return tuple(found)
 
 

@@ -24,6 +24,7 @@ struct alignas(128) Stage {
 constexpr u32 kStageV = kBc * kQkRow, kStageKScale = kStageV + kVBytes,
               kStageVScale = kStageKScale + 4 * kScales, kStageFull = kStageVScale + 4 * (kVBlock ? kD : 4),
               kStageEmpty = kStageFull + 8, kLastStage = (kStages - 1) * sizeof(Stage);
+static_assert(kBc == 64 || kBc == 128, "INTFA_BC: 64 or 128, whole blocks of V");
 static_assert(kSlack == 0 || __CUDA_ARCH__ >= 800, "INTFA_SLACK: mbarriers come with sm_80");
 static_assert(kBr <= 128, "INTFA_WARPS, INTFA_M_TILES: the packing pads Q to 128 rows");
 static_assert(kStep == 64 || !kTileRef, "INTFA_STEP: the tile of a tile reference is the key block");

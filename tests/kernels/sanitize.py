@@ -16,6 +16,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 from kernels.harness import ROWS, TILES, runs, spread, to_device
@@ -23,6 +24,7 @@ from strategies import DTYPES, Case
 
 from cupy_intfa import PRESETS, attention, attention_quantized, get_recipe, kernel_table, quantize_qkv
 from cupy_intfa.recipe import Recipe
+from cupy_intfa.tiles import find_tile
 
 EDGES = Case(heads=2, q_len=70, kv_len=130, is_causal=True, causal_alignment="bottom_right")
 
@@ -44,13 +46,12 @@ def calls() -> Iterator[tuple[str, Recipe, Case]]:
 
 def meet_at_every_tile() -> None:
     """Let the warps of attention_sm80 meet at a barrier instead of mbarriers."""
-    find_tile = kernel_table.find_tile
 
     def without_slack(*args: Any) -> Any:
         tile = find_tile(*args)
         return tile and replace(tile, slack=0)
 
-    kernel_table.find_tile = without_slack
+    patch.object(kernel_table, "find_tile", without_slack).start()
 
 
 def main(tool: str) -> None:
