@@ -105,13 +105,14 @@ __device__ __forceinline__ void copy_item(const AttentionParams& p, const Tensor
     if constexpr (!kVBlock) copy_line(to + kVScaleAt, p.v_scale + kv * kD, 4 * kD, full);
 }
 
-// Bring a tile of keys, its values and their scales: those of the `left` keys up to the end of the packing of the head.
-// Boxes may bring keys of the next one, which is_hidden tells.
+// Bring the tile at key j0 of a head whose packing starts at key `head`, its values and their scales. Where the packing
+// ends in the tile, boxes bring what lies behind, and lines the head's first scales and places: is_hidden tells.
 __device__ __forceinline__ void copy_stage(const AttentionParams& p, const TensorMap& k_map,
-                                           const TensorMap& v_map, s32 key, s32 left, u32 to, u32 scales,
+                                           const TensorMap& v_map, s32 head, s32 j0, u32 to, u32 scales,
                                            u32 full) {
+    const s32 key = head + j0, left = p.kv_pad - j0;
     const s32 places = min(kBc, left), k_scales = kKToken ? places : min(kScales, (left + 63) / 64 * 4);
-    barrier_expect(full, kStageBytes + 4 * (k_scales + kVScales) + (p.key_index ? places : 0));
+    barrier_expect(full, kStageBytes + kPlacesAt + (p.key_index ? kBc : 0));
 #pragma unroll
     for (s32 c = 0; c < kD / kQkChunk; ++c) copy_box(to + c * kBc * kQkChunk, k_map, c * kQkChunk, key, full);
     copy_line(scales, p.k_scale + (kKToken ? key : key / 64 * 4), 4 * k_scales, full);
@@ -127,6 +128,12 @@ __device__ __forceinline__ void copy_stage(const AttentionParams& p, const Tenso
     if constexpr (kVBlock)
         copy_line(scales + 4 * kScales, p.v_scale + (s64)(key / 64) * kD, 4 * kVScales, full);
     if (p.key_index) copy_line(scales + kPlacesAt, p.key_index + key, places, full);
+    if (128 % kBc != 0 && places < kBc) {
+        if (k_scales < kScales)
+            copy_line(scales + 4 * k_scales, p.k_scale + (kKToken ? head : head / 16),
+                      4 * (kScales - k_scales), full);
+        if (p.key_index) copy_line(scales + kPlacesAt + places, p.key_index + head, kBc - places, full);
+    }
 }
 
 // One thread: brings every item and its key tiles, as buffers become free.
@@ -146,7 +153,7 @@ __device__ __forceinline__ void produce(const AttentionParams& p, const TensorMa
         for (s32 i = 0; i < tiles; ++i) {
             const s32 j0 = (p.last_to_first ? tiles - 1 - i : i) * kBc;
             barrier_wait(stage_empty(shared, ring.i), ring.parity);
-            copy_stage(p, k_map, v_map, (s32)kv * p.kv_pad + j0, p.kv_pad - j0, shared + ring.i * kStageBytes,
+            copy_stage(p, k_map, v_map, (s32)kv * p.kv_pad, j0, shared + ring.i * kStageBytes,
                        shared + kScalesAt + ring.i * kScaleBytes, stage_full(shared, ring.i));
             ring.advance();
         }

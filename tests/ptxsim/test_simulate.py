@@ -64,6 +64,14 @@ def test_any_layout_dtype_and_strides(layout: str, dtype: Any) -> None:
     close(out if layout == "bhsd" else out.swapaxes(1, 2), wanted, HOPPER)
 
 
+@pytest.mark.parametrize(("recipe", "kv_len"), [("paper", 70), ("fast", 2120)])
+def test_a_tile_that_ends_behind_the_packing_reads_nothing_unwritten(recipe: str, kv_len: int) -> None:
+    """Tiles of 96 and 192 keys on a packing of whole 128."""
+    case = Case(q_len=8, kv_len=kv_len, head_dim=128)
+    out, *_ = simulate(*case.arrays(), arch="sm_90a", recipe=recipe)
+    close(out, attention(*case.arrays(), recipe=recipe, backend="numpy"), 2e-2)
+
+
 def test_the_order_of_warps_changes_no_bit() -> None:
     arrays = CASE.arrays()
     results = [simulate(*arrays, arch="sm_80", seed=seed, **CASE.mask)[0] for seed in (None, 0, 1)]
