@@ -14,10 +14,9 @@ from cupy_intfa.device import DeviceInfo
 from cupy_intfa.packing import HEAD_DIM_TILES, KEY_BLOCK
 from cupy_intfa.problem import AttentionProblem
 from cupy_intfa.recipe import FLOAT8, Recipe
-from cupy_intfa.tiles import Tile, find_tile, integer_o
+from cupy_intfa.tiles import LONG_ROW, Tile, find_tile, integer_o
 from cupy_intfa.tiles_sm90 import find_sm90_tile, sm90_shared_bytes
 
-LONG_ROW = 65536  # keys; 255 · 127 · 65536 < 2^31: longer rows empty their int32 accumulators on the way
 _FORMATS = {"int8": 0, "float16": 1, "float8_e4m3": 2, "float8_e5m2": 3}  # enum Format in kernels_cu/intfa/config.cuh
 
 
@@ -154,6 +153,7 @@ def _sm90(problem: AttentionProblem, recipe: Recipe, device: DeviceInfo) -> Kern
             f"STAGES={stages}",
             f"ITEM_BUFFERS={buffers}",
             f"CUBIC={tile.cubic}",
+            f"SERIAL={int(tile.serial)}",
         ),
         rows=tile.rows,
         keys=tile.keys,

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 
 from cupy_intfa.recipe import FLOAT8, Recipe
 
+LONG_ROW = 65536  # keys; 255 · 127 · 65536 < 2^31: longer rows empty their int32 accumulators on the way
+
 
 @dataclass(frozen=True)
 class Tile:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from cupy_intfa.recipe import Recipe
-from cupy_intfa.tiles import integer_o
+from cupy_intfa.tiles import LONG_ROW, integer_o
 
 _WARPGROUP_ROWS, _WARPGROUP = 64, 128  # of the wgmma instructions; threads
 _GRAIN = 1024  # bytes: a swizzle pattern repeats
@@ -20,17 +20,21 @@ class Sm90Tile:
     keys : int
         B_c, keys per tile.
     warpgroups : int
-        Warpgroups that compute, of 64 rows each: three where 160 registers are enough, they hide each other's waits.
+        Warpgroups that compute, of 64 rows each: they hide each other's waits. Two have 240 registers, three 160,
+        four 112.
     q_shared : bool
         Whether Q stays in shared memory, to spare registers.
     cubic : int
         The first of every so many groups of 16 keys takes its exponentials from a polynomial; 0 for none.
+    serial : bool
+        Whether a warpgroup waits for its own products, so that P takes the registers of S: for more warpgroups or keys.
     """
 
     keys: int
     warpgroups: int = 2
     q_shared: bool = False
     cubic: int = 0
+    serial: bool = False
 
     @property
     def rows(self) -> int:
@@ -64,16 +68,18 @@ def find_sm90_tile(recipe: Recipe, head_dim: int, kv_len: int) -> Sm90Tile | Non
     --------
     >>> from cupy_intfa.recipe import PRESETS
     >>> find_sm90_tile(PRESETS["fast"], 128, 16384)
-    Sm90Tile(keys=192, warpgroups=2, q_shared=True, cubic=3)
+    Sm90Tile(keys=128, warpgroups=3, q_shared=True, cubic=3, serial=True)
     """
     token = recipe.k_granularity == "token"
     if not recipe.integer_pv:
         return (_HALF_TOKEN if token else _HALF)[head_dim]
     if not integer_o(recipe):
         return _FLOAT_O.get(head_dim)
-    if token:
-        return _INTEGER_TOKEN[head_dim]
-    tile = _SHORT.get(head_dim, _INTEGER[head_dim]) if kv_len < _LARGE_FROM else _INTEGER[head_dim]
+    tile = _INTEGER_TOKEN[head_dim] if token else _INTEGER[head_dim]
+    if kv_len > LONG_ROW:
+        tile = replace(tile, keys=_KEYS_OF_LONG_ROW[tile.keys])
+    elif kv_len < _LARGE_FROM and not token:
+        tile = _SHORT.get(head_dim, tile)
     # The polynomial is for P of 8 bits whose sum is taken before it is rounded.
     return tile if recipe.p_levels == 255 and recipe.row_sum == "exact" else replace(tile, cubic=0)
 
@@ -101,36 +107,39 @@ def sm90_shared_bytes(recipe: Recipe, head_dim: int, tile: Sm90Tile, limit: int)
     scales = tile.keys if recipe.k_granularity == "token" else -(-tile.keys // 64) * 4
     if "block" in recipe.v_granularity:
         scales += head_dim * (tile.keys // 64)
-    item = -(-(tile.rows * head_dim + 8 * tile.rows + 4 * head_dim) // _GRAIN) * _GRAIN
+    means = 4 * head_dim if head_dim < 256 else 0
+    item = tile.rows * (head_dim + 8) + 4 * head_dim + means + 32
+    two = 2 * (-(-item // _GRAIN) * _GRAIN + 16)
     per_stage = stage + 4 * scales + tile.keys + 16
-    buffers = 2 if 2 * (item + 16) + _FEWEST_STAGES * per_stage <= limit else 1
-    stages = min(_MOST_STAGES, (limit - buffers * (item + 16)) // per_stage)
-    return stages * per_stage + buffers * (item + 16), stages, buffers
+    items, buffers = (two, 2) if two + _FEWEST_STAGES * per_stage <= limit else (item + 16, 1)
+    stages = min(_MOST_STAGES, (limit - items) // per_stage)
+    return stages * per_stage + items, stages, buffers
 
 
 _FEWEST_STAGES, _MOST_STAGES = 3, 4  # with two a tile is on its way for less than a turn: 557 of 909 TOPS at D 128
-_LARGE_FROM = 2048  # keys
+_LARGE_FROM = 8192  # keys
+_KEYS_OF_LONG_ROW = {192: 128, 128: 96, 96: 64}  # what empties O on the way takes registers
 _INTEGER = {
-    32: Sm90Tile(128, 3, q_shared=True, cubic=4),
-    64: Sm90Tile(128, 3, q_shared=True, cubic=4),
-    96: Sm90Tile(128, 3, q_shared=True, cubic=4),
-    128: Sm90Tile(192, q_shared=True, cubic=3),
+    32: Sm90Tile(192, 3, q_shared=True, cubic=3, serial=True),
+    64: Sm90Tile(192, 3, q_shared=True, cubic=3, serial=True),
+    96: Sm90Tile(128, 3, q_shared=True, cubic=3, serial=True),
+    128: Sm90Tile(128, 3, q_shared=True, cubic=3, serial=True),
     192: Sm90Tile(128, q_shared=True, cubic=3),
-    256: Sm90Tile(128, q_shared=True, cubic=4),
+    256: Sm90Tile(128, q_shared=True, cubic=3),
 }
-_SHORT = {128: Sm90Tile(128, q_shared=True, cubic=3)}
+_SHORT = {head_dim: replace(_INTEGER[head_dim], keys=128) for head_dim in (32, 64)}
 _INTEGER_TOKEN = {
-    32: Sm90Tile(128, 3, q_shared=True),
-    64: Sm90Tile(128, 3, q_shared=True),
-    96: Sm90Tile(96, 3, q_shared=True),
-    128: Sm90Tile(96, 3, q_shared=True),
+    32: Sm90Tile(192, 3, q_shared=True, serial=True),
+    64: Sm90Tile(96, 4, q_shared=True, serial=True),
+    96: Sm90Tile(128, 3, q_shared=True, serial=True),
+    128: Sm90Tile(128, 3, q_shared=True, serial=True),
     192: Sm90Tile(128, q_shared=True),
     256: Sm90Tile(96, q_shared=True),
 }
 _FLOAT_O = {  # D 32: 235 TOPS, attention_sm80 244
-    64: Sm90Tile(64, 3),
-    96: Sm90Tile(64, 3, q_shared=True),
-    128: Sm90Tile(64, 3, q_shared=True),
+    64: Sm90Tile(64, 4, q_shared=True, serial=True),
+    96: Sm90Tile(64, 4, q_shared=True, serial=True),
+    128: Sm90Tile(64, 3, q_shared=True, serial=True),
     192: Sm90Tile(64, q_shared=True),
     256: Sm90Tile(64, q_shared=True),
 }

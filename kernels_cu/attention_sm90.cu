@@ -7,12 +7,15 @@
 // Tiles       B_r = 128 or 192 rows, B_c = 64, 96, 128 or 192 keys, D padded to kD.
 // Fragments   m64nNk32: warp w of a warpgroup owns rows 16w to 16w + 15, and a lane 4g + t of them what it owns of
 //             m16n8k32 tiles side by side (ptx_mma.cuh); S becomes A of the second product in place.
-// Shared map  kStages x { K [B_c][D], V [D][64] per 64 keys, [D][32] per 32 where B_c is 96, or float16 [B_c][D] }, kItemBuffers x { Q, scales and marks of
-//             its rows, scales of V }, kStages x { scales of K and V, places of sorted keys }, barriers
-//             (pipeline.cuh). Tiles lie in the swizzle of their tensor map.
+// Shared map  kStages x { K [B_c][D], V [D][64] per 64 keys, [D][32] per 32 where B_c is 96, or float16 [B_c][D] },
+//             kItemBuffers x { Q, scales and marks of its rows, scales and means of V, what the head has once },
+//             kStages x { scales of K and V, places of sorted keys }, barriers (pipeline.cuh). Tiles lie in the swizzle
+//             of their tensor map.
 // Pipeline    consumers  | Copy (producer)             | Q K^T        | softmax + quantise P | P V
-//             turn j     | up to j + kStages - 1       | j, in flight | j                    | j - 1, under the softmax
-//             P lies in one set of registers: P V of turn j - 1 is waited for amid the softmax, before P is packed.
+//             kSerial    | up to j + kStages - 1       | j            | j                    | j
+//             otherwise  | up to j + kStages - 1       | j, in flight | j                    | j - 1, under the softmax
+//             In series a product is hidden by the other warpgroups alone, of which there can be more: P takes the
+//             place of S. Otherwise P V of turn j - 1 is waited for amid the softmax, before P is packed.
 // Sync        a pair of mbarriers per stage and per item buffer: full (copies have landed), empty (all warps have left).
 //             Warpgroups meet only there.
 // Numerics    scores are integers up to the exponent (group scales), the maximum with three operands an instruction; the
@@ -35,37 +38,40 @@
 // What a warp of consumers works on.
 struct Consumer {
     const AttentionParams& p;
-    u32 shared, item;  // shared memory, and the item's buffer in it
-    s32 warp, g, t;
-    Work work;
+    u32 shared, item;          // shared memory, and the item's buffer in it
+    s32 warp, g, t, item_row;  // the item's first row
 
-    __device__ __forceinline__ s32 first_row() const { return work.first_row + 16 * warp; }
-    __device__ __forceinline__ s32 warpgroup_row() const { return work.first_row + warp / 4 * 64; }
+    __device__ __forceinline__ s32 first_row() const { return item_row + 16 * warp; }
+    __device__ __forceinline__ s32 warpgroup_row() const { return item_row + warp / 4 * 64; }
     __device__ __forceinline__ s32 in_item(s32 r) const {  // of the lane's row r; a row of the packing
         const s32 row = 16 * warp + g + 8 * r;
-        return kBr > 128 ? min(row, rows_packed(p, work) - 1) : row;
+        return kBr > 128 ? min(row, rows_packed(p, item_row) - 1) : row;
     }
     __device__ __forceinline__ bool is_there(s32 r) const { return first_row() + g + 8 * r < p.q_len; }
     __device__ __forceinline__ s64 row_index(s32 r) const {  // of the lane's row r in the packing
-        return (s64)work.bh * p.q_pad + first_row() + g + 8 * r;
+        return (s64)load_bh(item) * p.q_pad + first_row() + g + 8 * r;
     }
 };
 
 // Scores to floats, those that a row does not see to -inf; `places` are those of sorted keys, in shared memory.
 __device__ __forceinline__ void hide(Scores& s, const Consumer& c, u32 places, s32 j0) {
+    const bool sorted = c.p.key_index;
+    const s32 last = c.first_row() + c.g + c.p.causal_offset;  // key that the lane's first row sees
 #pragma unroll
     for (s32 n = 0; n < kNs; ++n) {
         const s32 first = 8 * n + 2 * c.t;
-        const u32 two = c.p.key_index ? load_half_word(places + first) : 0x100 + (j0 + first) % 64 * 0x101;
+        const s32 block = kSpan == 64 ? j0 + n / 8 * 64 : (j0 + 8 * n) / 64 * 64;
+        const u32 two = load_half_word_or(0x100 + (j0 + first) % 64 * 0x101, places + first, sorted);
 #pragma unroll
-        for (s32 e = 0; e < 2; ++e)
+        for (s32 e = 0; e < 2; ++e) {
+            const s32 key = j0 + first + e < c.p.kv_len ? block + (s32)(two >> 8 * e & 255) : 0x7fffffff;
 #pragma unroll
             for (s32 r = 0; r < 2; ++r) {
                 s32& x = s[n][2 * r + e];
                 if (!kKToken) x = __float_as_int((float)x);
-                if (is_hidden(c.p, j0 + first + e, two >> 8 * e & 255, c.first_row() + c.g + 8 * r))
-                    x = __float_as_int(-INTFA_INF);
+                if (key > last + 8 * r) x = __float_as_int(-INTFA_INF);
             }
+        }
     }
 }
 
@@ -128,18 +134,17 @@ struct OutputRow {
 
 __device__ __forceinline__ OutputRow output_row(const Consumer& c, const Rows& rows, float reference, s32 r) {
     const AttentionParams& p = c.p;
-    const s32 b = c.work.bh / p.heads, h = c.work.bh % p.heads;
-    const s64 kv = kv_head_of(p, c.work.bh);  // found here: registers are dear before
+    const HeadOf head = load_head(c.item);
     const float l = quad_sum(rows.l[r]), m = rows.m[r] == kNoKey ? -INTFA_INF : rows.m[r];
     const s32 index = c.first_row() + c.g + 8 * r;
-    const float mark = load_float(c.item + kQMarkAt + 4 * c.in_item(r)) + load_global(p.kv_mark + kv);
+    const float mark = load_float(c.item + kQMarkAt + 4 * c.in_item(r)) + head.mark;
     const bool flushed = kLong && !kFloatO && reference != -INTFA_INF;
-    const OutputRow row = {c.is_there(r), end_row(p, mark, load_global(p.k_scale_max + kv), rows.c[r], m, l),
-                           b * p.out_stride[0] + h * p.out_stride[1] + index * p.out_stride[2],
+    const OutputRow row = {c.is_there(r), end_row(p, mark, head.k_scale_max, rows.c[r], m, l),
+                           head.out + index * p.out_stride[2],
                            flushed ? p.o_flush + c.row_index(r) * kD : nullptr,
                            flushed ? exp2_approx(reference - m) : 0.0f};
     if (p.lse && c.t == 0 && row.there)
-        p.lse[(s64)c.work.bh * p.q_len + index] = end_lse(p, row.end, c.row_index(r), m, l);
+        p.lse[(s64)load_bh(c.item) * p.q_len + index] = end_lse(p, row.end, c.row_index(r), m, l);
     return row;
 }
 
@@ -155,7 +160,9 @@ __device__ __forceinline__ Channels channels_of(const Consumer& c, const float* 
 #pragma unroll
     for (s32 k = 0; k < kRun; ++k) {
         of.scale[k] = kVBlock ? make_float2(1.0f, 1.0f) : load_float2(c.item + kVScaleAt + 4 * (d + 2 * k));
-        of.mean[k] = v_mean ? __ldg((const float2*)(v_mean + d) + k) : make_float2(0.0f, 0.0f);
+        of.mean[k] = !v_mean       ? make_float2(0.0f, 0.0f)
+                     : kMeanShared ? load_float2(c.item + kVMeanAt + 4 * (d + 2 * k))
+                                   : __ldg((const float2*)(v_mean + d) + k);
     }
     return of;
 }
@@ -178,8 +185,9 @@ __device__ __forceinline__ void store(const Consumer& c, const Output& o, const 
                                       const float (&reference)[2]) {
     const AttentionParams& p = c.p;
     const OutputRow row[2] = {output_row(c, rows, reference[0], 0), output_row(c, rows, reference[1], 1)};
-    const float* v_mean = p.v_mean ? p.v_mean + kv_head_of(p, c.work.bh) * kD : nullptr;
-    if (stores_runs<2 * kRun>(p)) {  // what most callers have, without a branch: the loads come first
+    const float* v_mean =
+        p.v_mean && !kMeanShared ? p.v_mean + kv_head_of(p, load_bh(c.item)) * kD : p.v_mean;
+    if (stores_runs<2 * kRun>(p)) {  // what most callers have, without a branch
 #pragma unroll
         for (s32 n = 0; n < kNd; n += kRun) {
             const Channels of = channels_of(c, v_mean, n);
@@ -212,10 +220,10 @@ __device__ __forceinline__ void store(const Consumer& c, const Output& o, const 
     }
 }
 
-// One item: Q K^T of a tile in flight together with P V of the tile before, which the softmax hides.
+// One item: all tiles that its rows see.
 __device__ __forceinline__ void attend(const Consumer& c, Ring<kStages>& ring) {
     const AttentionParams& p = c.p;
-    const s32 tiles = visible_tiles(p, c.work.first_row, kBr);
+    const s32 tiles = visible_tiles(p, c.item_row, kBr);
     const s32 lane = kBr > 128 ? 4 * c.g + c.t : threadIdx.x % 32;  // the same; either saves one a spill
     Rows rows;
 #pragma unroll
@@ -244,7 +252,7 @@ __device__ __forceinline__ void attend(const Consumer& c, Ring<kStages>& ring) {
     Part part;
     float weight[2] = {0.0f, 0.0f};                 // of the tile whose P V is in flight
     float reference[2] = {-INTFA_INF, -INTFA_INF};  // of the flushed sums
-    s32 summed = 0;                                 // tiles in O
+    s32 summed = 0;                                 // turns that have been taken up
 
     auto scores = [&](const Ring<kStages>& at) {
         barrier_wait(stage_full(c.shared, at.i), at.parity);
@@ -284,9 +292,9 @@ __device__ __forceinline__ void attend(const Consumer& c, Ring<kStages>& ring) {
                      i);
         }
     };
-    auto softmax = [&](Turn& turn, bool masked, Probabilities& pr, bool first) {
+    auto softmax = [&](Turn& turn, bool masked, Probabilities& pr, bool behind) {
         auto release = [&]() {
-            if (!first) end_part(max(kParts - 1, 0));
+            if (behind) end_part(max(kParts - 1, 0));
         };
         float sum[2];
         if (masked)
@@ -295,6 +303,35 @@ __device__ __forceinline__ void attend(const Consumer& c, Ring<kStages>& ring) {
             probabilities<kKToken>(s, turn.scale, turn.m_ref, p.log2_top, pr, sum, release);
 #pragma unroll
         for (s32 r = 0; r < 2; ++r) turn.sum[r] = kTileRef ? sum[r] * turn.weight[r] : sum[r];
+    };
+    // Rows whose maximum has grown are rescaled; rows of very many keys are emptied before they could overflow.
+    auto take_up = [&](const Turn& turn) {
+        const s32 in_o = kSerial ? summed : summed + 1;  // tiles
+#pragma unroll
+        for (s32 r = 0; r < 2; ++r) {
+            if (turn.grew[r]) {
+                const float alpha = exp2_approx(turn.fall[r]), sum = quad_sum(rows.l[r]);
+                rows.l[r] *= alpha;
+                if (turn.fall[r] < 0.0f && (!kSerial || in_o > 0)) rescale(o, r, alpha, sum);
+            }
+            rows.l[r] += turn.sum[r];
+            weight[r] = turn.weight[r];
+            if constexpr (kLong && !kFloatO) {
+                if ((!kSerial || in_o > 0) && in_o % kFlushTiles == 0 &&
+                    c.is_there(r))  // else the scratch is another head's
+                    flush(p.o_flush + c.row_index(r) * kD, reference[r], rows.m[r], r, c.t, o);
+            }
+        }
+        ++summed;
+    };
+    auto add_values = [&](const Probabilities& now) {
+#pragma unroll
+        for (s32 i = 0; i < max(kParts, 1); ++i) {
+            wgmma_fence();
+            start_part(i, now);
+            end_part(i);
+        }
+        leave_stage();
     };
     auto advance = [&](const Probabilities& now, Probabilities& next) {
         Ring<kStages> ahead = ring;
@@ -312,40 +349,28 @@ __device__ __forceinline__ void attend(const Consumer& c, Ring<kStages>& ring) {
             wgmma_fence();
             start_part(i + 1, now);
         }
-        softmax(turn, masked, next, false);
+        softmax(turn, masked, next, true);
         leave_stage();
-#pragma unroll
-        for (s32 r = 0; r < 2; ++r) {
-            if (turn.grew[r]) {
-                const float alpha = exp2_approx(turn.fall[r]), sum = quad_sum(rows.l[r]);
-                rows.l[r] *= alpha;
-                if (turn.fall[r] < 0.0f) rescale(o, r, alpha, sum);
-            }
-            rows.l[r] += turn.sum[r];
-            weight[r] = turn.weight[r];
-            if constexpr (kLong && !kFloatO) {
-                if ((summed + 1) % kFlushTiles == 0 && c.is_there(r))  // else the scratch is another head's
-                    flush(p.o_flush + c.row_index(r) * kD, reference[r], rows.m[r], r, c.t, o);
-            }
-        }
-        ++summed;
+        take_up(turn);
     };
-    auto finish = [&](const Probabilities& now) {
-#pragma unroll
-        for (s32 i = 0; i < max(kParts, 1); ++i) {
-            wgmma_fence();
-            start_part(i, now);
-            end_part(i);
+    if constexpr (kSerial) {
+        for (s32 i = 0; i < tiles; ++i, j0 += stride) {
+            scores(ring);
+            wgmma_wait<0>();
+            settle(s);
+            Turn turn;
+            const bool masked = maxima(turn, ring.i);
+            softmax(turn, masked, even, false);
+            take_up(turn);
+            add_values(even);
         }
-        leave_stage();
-    };
-    if (tiles > 0) {
+    } else if (tiles > 0) {
         scores(ring);
         wgmma_wait<0>();
         settle(s);
         Turn first;
         const bool masked = maxima(first, ring.i);
-        softmax(first, masked, even, true);
+        softmax(first, masked, even, false);
         weight[0] = first.weight[0], weight[1] = first.weight[1];
         rows.l[0] = first.sum[0], rows.l[1] = first.sum[1];
         s32 i = 1;
@@ -356,13 +381,13 @@ __device__ __forceinline__ void attend(const Consumer& c, Ring<kStages>& ring) {
             }
             if (i < tiles) {
                 advance(even, odd);
-                finish(odd);
+                add_values(odd);
             } else {
-                finish(even);
+                add_values(even);
             }
         } else {
             for (; i < tiles; ++i) advance(even, even);
-            finish(even);
+            add_values(even);
         }
     }
     store(c, o, rows, reference);
@@ -373,10 +398,9 @@ __device__ __forceinline__ void consume(const AttentionParams& p, u32 shared, s3
     Ring<kStages> ring = {0, 0};
     Ring<kItemBuffers> item_ring = {0, 0};
     for (s32 item = blockIdx.x; item < items; item += gridDim.x) {
-        const Work work = work_at(p, item);
-        const Consumer c = {p,        shared, shared + kItemsAt + item_ring.i * kItemBytes, warp, lane / 4,
-                            lane % 4, work};
+        const u32 buffer = shared + kItemsAt + item_ring.i * kItemBytes;
         barrier_wait(item_full(shared, item_ring.i), item_ring.parity);
+        const Consumer c = {p, shared, buffer, warp, lane / 4, lane % 4, load_first_row(buffer)};
         attend(c, ring);
         __syncwarp();
         if (lane == 0) barrier_arrive(item_empty(shared, item_ring.i));

@@ -17,11 +17,12 @@ from strategies import INTEGER_PV, P_LEVELS, QK_FORMATS
 
 from cupy_intfa import PRESETS, Recipe
 from cupy_intfa.device import DeviceInfo
-from cupy_intfa.kernel_table import KERNELS, LONG_ROW, NAMED_KERNELS, KernelChoice, common_defines, no_packing
+from cupy_intfa.kernel_table import KERNELS, NAMED_KERNELS, KernelChoice, common_defines, no_packing
 from cupy_intfa.launch import ATTENTION_PARAMS_BYTES
 from cupy_intfa.packing import HEAD_DIM_TILES, KEY_BLOCK
 from cupy_intfa.problem import DTYPES, AttentionProblem, make_problem
 from cupy_intfa.quantize.cuda import plan_quantize
+from cupy_intfa.tiles import LONG_ROW
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +83,7 @@ def attention_builds() -> tuple[list[Build], list[Build]]:
     made = [Recipe(**qk, **pv, **softmax) for qk, pv, softmax in product(QK_PARTS, PV_PARTS, _SOFTMAX_PARTS)]
     runnable = (recipe for recipe in (*made, *PRESETS.values()) if no_packing(recipe) is None)
     recipes = {common_defines(recipe, 0): recipe for recipe in runnable}.values()
-    problems = [describe(d, kv_len) for d, kv_len in product(HEAD_DIM_TILES, (KEY_BLOCK, LONG_ROW + 1))]
+    problems = [describe(d, kv_len) for d, kv_len in product(HEAD_DIM_TILES, (KEY_BLOCK, 16384, LONG_ROW + 1))]
     rows = (*KERNELS, *(row for row in NAMED_KERNELS.values() if row not in KERNELS))
     taken: dict[Build, None] = {}
     named: dict[Build, None] = {}

@@ -16,12 +16,13 @@ from strategies import Case, cases, presets
 
 from cupy_intfa import PRESETS, Recipe, explain, get_recipe, kernels
 from cupy_intfa.device import DeviceInfo
-from cupy_intfa.kernel_table import KERNELS, LONG_ROW, NAMED_KERNELS, KernelChoice, padded_head_dim
+from cupy_intfa.kernel_table import KERNELS, NAMED_KERNELS, KernelChoice, padded_head_dim
 from cupy_intfa.packing import HEAD_DIM_TILES, KEY_PAD, QUERY_PAD, make_packing
 from cupy_intfa.plan import CudaPlan, Plan, make_plan
 from cupy_intfa.problem import DTYPES, AttentionProblem, make_problem
 from cupy_intfa.quantize.cuda import plan_quantize
 from cupy_intfa.recipe import FLOAT8
+from cupy_intfa.tiles import LONG_ROW
 
 HOPPER = DEVICES["sm_90"]
 

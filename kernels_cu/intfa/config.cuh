@@ -48,6 +48,9 @@
 #ifndef INTFA_CUBIC
 #define INTFA_CUBIC 0  // n: the first of every n groups of 16 keys takes its exponentials from a polynomial
 #endif
+#ifndef INTFA_SERIAL
+#define INTFA_SERIAL 0  // 1: a warpgroup's products do not run under its own softmax, only under the others'
+#endif
 #ifndef INTFA_ITEM_BUFFERS
 #define INTFA_ITEM_BUFFERS 1  // blocks of rows whose Q is in shared memory
 #endif
@@ -76,6 +79,7 @@ constexpr bool kQShared = INTFA_Q_SHARED;
 constexpr s32 kStages = INTFA_STAGES;
 constexpr s32 kSlack = INTFA_SLACK;
 constexpr s32 kCubic = INTFA_CUBIC;
+constexpr bool kSerial = INTFA_SERIAL;
 constexpr u32 kItemBuffers = INTFA_ITEM_BUFFERS;
 
 constexpr s32 kThreads = 32 * kWarps;

@@ -7,9 +7,9 @@
 #include "ptx_copy.cuh"
 
 constexpr s32 kProducerRegisters = 24;
-// Of 168 a thread with two warpgroups of consumers and 128 with three, which the block has at its start; more than the
-// producer gives back would be waited for without end.
-constexpr s32 kConsumerRegisters = kWarps == 8 ? 240 : 160;
+// Of 168 a thread with two warpgroups of consumers, 128 with three and 96 with four, which the block has at its start;
+// more than the producer gives back would be waited for without end.
+constexpr s32 kConsumerRegisters = kWarps == 8 ? 240 : kWarps == 12 ? 160 : 112;
 
 // A tile is cut into chunks of columns as wide as a swizzle span.
 constexpr s32 kQkChunk = kD % 128 == 0 ? 128 : kD % 64 == 0 ? 64 : 32;    // bytes, Q and K
@@ -22,17 +22,20 @@ constexpr s32 kVScales = kVBlock ? kD * (kBc / 64) : 0;
 constexpr u32 kPlacesAt = 4 * (kScales + kVScales);  // of the keys in their block, where they are sorted
 constexpr u32 kScaleBytes = kPlacesAt + kBc;
 
-// What an item needs once: Q, its scales and marks, and the scales of V. Two of them where they fit, so that the next
-// item's are there when this one ends.
+// What an item needs once: Q, its scales and marks, scales and means of V, and what the producer finds for all consumers.
+// Two of them where they fit, so that the next item's are there when this one ends.
+constexpr bool kMeanShared = kD < 256;  // where it fits beside three stages
 constexpr u32 kTileQ = kBr * kD;
-constexpr u32 kQScaleAt = kTileQ, kQMarkAt = kQScaleAt + 4 * kBr, kVScaleAt = kQMarkAt + 4 * kBr;
-constexpr u32 kItemBytes = (kVScaleAt + 4 * kD + 1023) / 1024 * 1024;
+constexpr u32 kQScaleAt = kTileQ, kQMarkAt = kQScaleAt + 4 * kBr, kVScaleAt = kQMarkAt + 4 * kBr,
+              kVMeanAt = kVScaleAt + 4 * kD, kWorkAt = kVMeanAt + (kMeanShared ? 4 * kD : 0),
+              kHeadAt = kWorkAt + 16;
+constexpr u32 kItemBytes = kItemBuffers == 1 ? kHeadAt + 16 : (kHeadAt + 16 + 1023) / 1024 * 1024;
 
 constexpr u32 kItemsAt = kStages * kStageBytes, kScalesAt = kItemsAt + kItemBuffers * kItemBytes,
               kBarriersAt = kScalesAt + kStages * kScaleBytes;
 constexpr u32 kSharedBytes = kBarriersAt + 16 * (kStages + kItemBuffers);
-static_assert(kM == 1 && (kWarps == 8 || kWarps == 12),
-              "INTFA_WARPS: two or three warpgroups, of 64 rows each");
+static_assert(kM == 1 && (kWarps == 8 || kWarps == 12 || kWarps == 16),
+              "INTFA_WARPS: two to four warpgroups, of 64 rows each");
 static_assert(kQk == kInt8 && kStep == kBc, "INTFA_QK, INTFA_STEP: int8, and a step is a tile");
 static_assert(kBc == 64 || !kTileRef, "INTFA_BC: the tile of a tile reference is the key block");
 static_assert(kStageBytes % 1024 == 0 && kTileK % 1024 == 0,
@@ -86,23 +89,49 @@ __device__ __forceinline__ s64 kv_head_of(const AttentionParams& p, s32 bh) {
     return (s64)(bh / p.heads) * p.kv_heads + bh % p.heads / (p.heads / p.kv_heads);
 }
 
+// What the producer leaves in an item buffer, so that no consumer divides or waits for device memory.
+struct HeadOf {
+    s64 out;  // elements, of the head's first row
+    float mark, k_scale_max;
+};
+
+__device__ __forceinline__ void store_work(const AttentionParams& p, const Work& work, float mark,
+                                           float k_scale_max, u32 item) {
+    const s64 out = work.bh / p.heads * p.out_stride[0] + work.bh % p.heads * p.out_stride[1];
+    store_words(item + kWorkAt, work.bh, work.first_row, 0, 0);
+    store_words(item + kHeadAt, (u32)out, (u32)(out >> 32), __float_as_uint(mark),
+                __float_as_uint(k_scale_max));
+}
+__device__ __forceinline__ s32 load_bh(u32 item) { return (s32)load_words(item + kWorkAt).x; }
+// By a reduction, which leaves it in a uniform register.
+__device__ __forceinline__ s32 load_first_row(u32 item) {
+    return (s32)__reduce_or_sync(0xffffffffu, load_words(item + kWorkAt).y);
+}
+__device__ __forceinline__ HeadOf load_head(u32 item) {
+    const uint4 words = load_words(item + kHeadAt);
+    HeadOf head = {0, __uint_as_float(words.z), __uint_as_float(words.w)};
+    asm("mov.b64 %0, {%1, %2};" : "=l"(head.out) : "r"(words.x), "r"(words.y));
+    return head;
+}
+
 // Rows of the item that the packing has, padding included; of Q a box brings what lies behind, which nobody stores.
-__device__ __forceinline__ s32 rows_packed(const AttentionParams& p, const Work& work) {
-    return min(kBr, p.q_pad - work.first_row);
+__device__ __forceinline__ s32 rows_packed(const AttentionParams& p, s32 first_row) {
+    return min(kBr, p.q_pad - first_row);
 }
 
 // Bring what the item needs once.
 __device__ __forceinline__ void copy_item(const AttentionParams& p, const TensorMap& q_map, const Work& work,
                                           s64 kv, u32 to, u32 full) {
     const s64 row = (s64)work.bh * p.q_pad + work.first_row;
-    const s32 rows = rows_packed(p, work);
-    barrier_expect(full, kTileQ + 8 * rows + (kVBlock ? 0 : 4 * kD));
+    const s32 rows = rows_packed(p, work.first_row);
+    barrier_expect(full, kTileQ + 8 * rows + (kVBlock ? 0 : 4 * kD) + (kMeanShared && p.v_mean ? 4 * kD : 0));
 #pragma unroll
     for (s32 c = 0; c < kD / kQkChunk; ++c)
         copy_box(to + c * kBr * kQkChunk, q_map, c * kQkChunk, (s32)row, full);
     copy_line(to + kQScaleAt, p.q_scale + row, 4 * rows, full);
     copy_line(to + kQMarkAt, p.q_mark + row, 4 * rows, full);
     if constexpr (!kVBlock) copy_line(to + kVScaleAt, p.v_scale + kv * kD, 4 * kD, full);
+    if (kMeanShared && p.v_mean) copy_line(to + kVMeanAt, p.v_mean + kv * kD, 4 * kD, full);
 }
 
 // Bring the tile at key j0 of a head whose packing starts at key `head`, its values and their scales. Where the packing
@@ -146,9 +175,11 @@ __device__ __forceinline__ void produce(const AttentionParams& p, const TensorMa
         const Work work = work_at(p, item);
         const s64 kv = kv_head_of(p, work.bh);
         const s32 tiles = visible_tiles(p, work.first_row, kBr);
+        const float mark = load_global(p.kv_mark + kv), k_scale_max = load_global(p.k_scale_max + kv);
+        const u32 buffer = shared + kItemsAt + item_ring.i * kItemBytes;
         barrier_wait(item_empty(shared, item_ring.i), item_ring.parity);
-        copy_item(p, q_map, work, kv, shared + kItemsAt + item_ring.i * kItemBytes,
-                  item_full(shared, item_ring.i));
+        store_work(p, work, mark, k_scale_max, buffer);
+        copy_item(p, q_map, work, kv, buffer, item_full(shared, item_ring.i));
         item_ring.advance();
         for (s32 i = 0; i < tiles; ++i) {
             const s32 j0 = (p.last_to_first ? tiles - 1 - i : i) * kBc;

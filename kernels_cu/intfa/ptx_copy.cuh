@@ -22,10 +22,26 @@ __device__ __forceinline__ float load_float(u32 address) {
     asm volatile("ld.shared.f32 %0, [%1];" : "=f"(x) : "r"(address) : "memory");
     return x;
 }
-__device__ __forceinline__ u32 load_half_word(u32 shared) {
-    u16 x;
-    asm volatile("ld.shared.u16 %0, [%1];" : "=h"(x) : "r"(shared) : "memory");
+// The half word at an address where that holds one, else `other`; without a branch.
+__device__ __forceinline__ u32 load_half_word_or(u32 other, u32 address, bool there) {
+    u16 x = other;
+    asm volatile("{.reg .pred there; setp.ne.s32 there, %2, 0; @there ld.shared.u16 %0, [%1];}"
+                 : "+h"(x)
+                 : "r"(address), "r"((s32)there)
+                 : "memory");
     return x;
+}
+__device__ __forceinline__ uint4 load_words(u32 address) {
+    uint4 x;
+    asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
+                 : "r"(address)
+                 : "memory");
+    return x;
+}
+__device__ __forceinline__ void store_words(u32 address, u32 x, u32 y, u32 z, u32 w) {
+    asm volatile("st.shared.v4.u32 [%0], {%1,%2,%3,%4};" ::"r"(address), "r"(x), "r"(y), "r"(z), "r"(w)
+                 : "memory");
 }
 __device__ __forceinline__ float2 load_float2(u32 address) {
     float2 x;

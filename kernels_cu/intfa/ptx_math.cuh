@@ -39,19 +39,22 @@ __device__ __forceinline__ u32 mul_half2(u32 x, u32 y) {
     asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(d) : "r"(x), "r"(y));
     return d;
 }
-__device__ __forceinline__ u32 max_half2(u32 x, u32 y) {
-    u32 d;
-    asm("max.f16x2 %0, %1, %2;" : "=r"(d) : "r"(x), "r"(y));
+
+// x y + z in [0, 1]; 0 where it is not a number.
+__device__ __forceinline__ float fma_saturated(float x, float y, float z) {
+    float d;
+    asm("fma.rn.ftz.sat.f32 %0, %1, %2, %3;" : "=f"(d) : "f"(x), "f"(y), "f"(z));
     return d;
 }
 
-// 2^y of two y <= 8 in float16, without the slow unit: the fourth power of a cubic for 2^(y / 4), fitted to |error| below
-// 0.02 + 0.012 2^y times a constant, less at the top. What it gives far below a level matters too: an exact row sum adds it.
-__device__ __forceinline__ u32 exp2_cubic(u32 y) {
-    y = max_half2(y, 0xc6dbc6dbu);  // -6.85546875, where the cubic is 0
-    u32 w = fma_half2(y, 0x16371637u, 0x22ed22edu);
-    w = fma_half2(w, y, 0x31623162u);
-    w = fma_half2(w, y, 0x3c093c09u);
+// 255 2^(16 (u - 1)) of two u in [0, 1] in float16, without the slow unit: the fourth power of a cubic that is 0 at 0 and
+// gives 255 at 1. Fitted to the error of the output, of which what P is far below a level is a part: an exact row sum
+// adds it.
+constexpr float kCubicReach = 16.0f;  // octaves
+__device__ __forceinline__ u32 exp2_cubic(u32 u) {
+    u32 w = fma_half2(u, 0x459d459du, 0xc47bc47bu);
+    w = fma_half2(w, u, 0x41ba41bau);
+    w = mul_half2(w, u);
     w = mul_half2(w, w);
     return mul_half2(w, w);
 }

@@ -71,9 +71,9 @@ __device__ __forceinline__ float tile_max(const Scores& s, s32 r, const float (&
 }
 
 // A float16 P has two sets of registers, as its product is long; P in bytes has one, which leaves room for larger tiles.
-constexpr bool kTwoP = kPv == kHalf && kD > 64;
+constexpr bool kTwoP = kPv == kHalf && kD > 64 && !kSerial;
 // Groups of 16 keys whose exponentials are taken before P V of the tile before must be done with the one set.
-constexpr s32 kHeld = kTwoP ? 0 : kBc / (kD > 64 || kPv == kHalf ? 32 : 64);
+constexpr s32 kHeld = kTwoP || kSerial ? 0 : kBc / (kD > 64 || kPv == kHalf ? 32 : 64);
 
 // P = R 2^(x - m_ref) for all columns, as A fragments of the second product; and this lane's part of the row sums.
 // `release` waits until P V of the tile before, whose P may lie in the same registers, is done.
@@ -84,6 +84,7 @@ __device__ __forceinline__ void probabilities(const Scores& s, const float (&t)[
     constexpr bool kHalfSum = kExactSum || kPv == kHalf;
     const float constant[2] = {__fsub_rd(log2_top, m_ref[0]),
                                __fsub_rd(log2_top, m_ref[1])};  // P never exceeds R
+    const float at_zero = fmaf(-log2_top, 1.0f / kCubicReach, 1.0f);
     u32 total[2], count[2] = {0, 0};
     // As A fragments of 16 keys: rows g and g + 8 of two MMA tiles side by side. A float16 P is held as floats: as halves
     // it would be moved to P, and every product would wait (C7513).
@@ -119,14 +120,16 @@ __device__ __forceinline__ void probabilities(const Scores& s, const float (&t)[
         }
 #pragma unroll
         for (s32 a = 0; a < 4; ++a) {
+            const bool cubic = kCubic != 0 && i % kCubic == 0;
+            const float scale = t[16 * i / kSpan][a % 2], zero = constant[a % 2];
 #pragma unroll
             for (s32 e = 0; e < 2; ++e) {
                 const s32 bits = s[2 * i + a / 2][a % 2 * 2 + e];
-                y[i][a][e] = fmaf(kFloats ? __int_as_float(bits) : (float)bits, t[16 * i / kSpan][a % 2],
-                                  constant[a % 2]);
+                const float x = kFloats ? __int_as_float(bits) : (float)bits;
+                y[i][a][e] = cubic ? fma_saturated(x, scale * (1.0f / kCubicReach),
+                                                   fmaf(zero, 1.0f / kCubicReach, at_zero))
+                                   : exp2_approx(fmaf(x, scale, zero));
             }
-            const bool cubic = kCubic != 0 && i % kCubic == 0;
-            if (!cubic) y[i][a][0] = exp2_approx(y[i][a][0]), y[i][a][1] = exp2_approx(y[i][a][1]);
             if (kPv != kHalf) half[i][a] = half2_bits(y[i][a][0], y[i][a][1]);
             if (cubic) half[i][a] = exp2_cubic(half[i][a]);
         }

@@ -73,21 +73,21 @@ def arithmetic_of(plan: Plan) -> Arithmetic:
     return replace(ARITHMETIC[plan.kernel.removeprefix("attention_")], cubic=int(macros.get("CUBIC", 0)))
 
 
-CUBIC = tuple(np.array([0x1637, 0x22ED, 0x3162, 0x3C09], np.uint16).view(np.float16).astype(np.float64))
-CUBIC_FROM = -6.85546875  # 0 from here down
+CUBIC = tuple(np.array([0x459D, 0xC47B, 0x41BA], np.uint16).view(np.float16).astype(np.float64))
+CUBIC_REACH = 16.0  # octaves
 
 
-def cubic_exp2(y: Array) -> Float64:
-    """2^y as exp2_cubic of kernels_cu/intfa/ptx_math.cuh: every step a float16, nearest even."""
+def cubic_exp2(u: Array) -> Float64:
+    """255 · 2^(16 (u − 1)) as exp2_cubic of kernels_cu/intfa/ptx_math.cuh: every step a float16, nearest even."""
 
     def half(x: Array) -> Float64:
         return x.astype(np.float16).astype(np.float64)
 
-    y = np.maximum(half(y), CUBIC_FROM)
-    w = np.full_like(y, CUBIC[0])
+    u = half(np.clip(u, 0, 1))
+    w = np.full_like(u, CUBIC[0])
     for coefficient in CUBIC[1:]:
-        w = half(w * y + coefficient)
-    return half(half(w * w) ** 2)
+        w = half(w * u + coefficient)
+    return half(half(half(w * u) ** 2) ** 2)
 
 
 SCORE_BIAS = 12582912.0
@@ -325,7 +325,10 @@ def _probabilities(recipe: Recipe, scores: _Scores, tiles: _Tiles, kernel: Arith
     own = _within(np.exp2(exponent(bias)) if kernel.folds_bias and recipe.qk == "int8" else p, off)
     if kernel.cubic:
         group = np.arange(p.shape[1]) % (x.shape[2]) // 16
-        cubic = np.where(group % kernel.cubic == 0, cubic_exp2(exponent(0.0)), np.nan)
+        top = np.float32(1 - np.float64(np.log2(np.float32(recipe.p_top))) / CUBIC_REACH)
+        zero = (_towards(base, -np.inf) / CUBIC_REACH + top).astype(np.float32).astype(np.float64)
+        u = (x / CUBIC_REACH + zero[..., None]).astype(np.float32).astype(np.float64).reshape(rows, -1)
+        cubic = np.where(group % kernel.cubic == 0, cubic_exp2(u), np.nan)
         own = _P(*(np.where(np.isnan(cubic), a, cubic) for a in (own.meant, own.low, own.high)))
     return _within(p, EXP2), own
 

@@ -8,9 +8,9 @@ Scores. Of the keys of head n all but one are zero, and 16 channels of 127 in Q 
 to 2^-5 below 2^19, and multiplying by ln 2 adds 2^-23 of it: S is off by .2 at most.
 
 Probabilities and products. Row i of Q selects a column of K^T that has 0 for a key in each block of 64, so that the
-maximum is 0 everywhere and nothing is rescaled, and -1 to -8 elsewhere: P = R 2^score, which has 8 significant bits and
-so is what float16 makes of an exponential that is off by 2^-20. Values that are 1 in channel d for key d, and else 0,
-make the output P / l; random ones make it (P V) / l. With l = R e^lse, off by 2^-20, integers below 2^18 are off by 1/4
+maximum is 0 everywhere and nothing is rescaled, and -3 to -8 elsewhere: P = R 2^score, which has 8 significant bits and
+so is what float16 makes of an exponential that is off by 2^-20, and what a polynomial that is good to 8 bits rounds to.
+Values that are 1 in channel d for key d, and else 0, make the output P / l; random ones make it (P V) / l. With l = R e^lse, off by 2^-20, integers below 2^18 are off by 1/4
 at most.
 """
 
@@ -89,7 +89,7 @@ def ask_products(recipe: Recipe, q_len: int, kv_len: int) -> Question:
     rng, shown = np.random.default_rng(2), -(-kv_len // _HEAD_DIM)
     case = _case(shown + 1, q_len, kv_len)
     column = np.arange(q_len) % _HEAD_DIM
-    scores = -rng.integers(1, 9, (_HEAD_DIM, kv_len))
+    scores = -rng.integers(3, 9, (_HEAD_DIM, kv_len))
     for start in range(0, kv_len, 64):
         scores[np.arange(_HEAD_DIM), rng.integers(start, min(start + 64, kv_len), _HEAD_DIM)] = 0
     k = np.broadcast_to(scores.T.astype(np.int8), (1, case.heads, kv_len, _HEAD_DIM)).copy()
