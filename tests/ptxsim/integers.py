@@ -10,8 +10,8 @@ to 2^-5 below 2^19, and multiplying by ln 2 adds 2^-23 of it: S is off by .2 at 
 Probabilities and products. Row i of Q selects a column of K^T that has 0 for a key in each block of 64, so that the
 maximum is 0 everywhere and nothing is rescaled, and -3 to -8 elsewhere: P = R 2^score, which has 8 significant bits and
 so is what float16 makes of an exponential that is off by 2^-20, and what a polynomial that is good to 8 bits rounds to.
-Values that are 1 in channel d for key d, and else 0, make the output P / l; random ones make it (P V) / l. With l = R e^lse, off by 2^-20, integers below 2^18 are off by 1/4
-at most.
+Values that are 1 in channel d for key d, and else 0, make the output P / l; random ones make it (P V) / l. With
+l = R e^lse, off by 2^-20, integers below 2^18 are off by 1/4 at most.
 """
 
 from __future__ import annotations
