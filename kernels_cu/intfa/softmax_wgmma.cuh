@@ -75,6 +75,10 @@ constexpr bool kTwoP = kPv == kHalf && kD > 64 && !kSerial;
 // Groups of 16 keys whose exponentials are taken before P V of the tile before must be done with the one set.
 constexpr s32 kHeld = kTwoP || kSerial ? 0 : kBc / (kD > 64 || kPv == kHalf ? 32 : 64);
 
+// Groups of 16 keys whose P are added in float16: 16 numbers of 255 at most, which it holds exactly where they are whole.
+constexpr s32 kAdded = 8;
+static_assert(kNs / 2 <= 2 * kAdded, "INTFA_BC: two sums of P at most");
+
 // P = R 2^(x - m_ref) for all columns, as A fragments of the second product; and this lane's part of the row sums.
 // `release` waits until P V of the tile before, whose P may lie in the same registers, is done.
 template <bool kFloats, class Release>
@@ -86,6 +90,7 @@ __device__ __forceinline__ void probabilities(const Scores& s, const float (&t)[
                                __fsub_rd(log2_top, m_ref[1])};  // P never exceeds R
     const float at_zero = fmaf(-log2_top, 1.0f / kCubicReach, 1.0f);
     u32 total[2], count[2] = {0, 0};
+    float before[2] = {0.0f, 0.0f};  // sums of the tile's first kAdded groups
     // As A fragments of 16 keys: rows g and g + 8 of two MMA tiles side by side. A float16 P is held as floats: as halves
     // it would be moved to P, and every product would wait (C7513).
     u32 half[kNs / 2][4];
@@ -94,7 +99,11 @@ __device__ __forceinline__ void probabilities(const Scores& s, const float (&t)[
 #pragma unroll
         for (s32 r = 0; r < 2; ++r) {
             const u32 pair = add_half2(half[i][r], half[i][2 + r]);
-            total[r] = i == 0 ? pair : add_half2(total[r], pair);
+            total[r] = i % kAdded == 0 ? pair : add_half2(total[r], pair);
+            if (i == kAdded - 1 && kNs / 2 > kAdded) {
+                const float2 both = floats_of(total[r]);
+                before[r] = both.x + both.y;
+            }
         }
     };
     auto pack = [&](s32 i) {
@@ -141,7 +150,7 @@ __device__ __forceinline__ void probabilities(const Scores& s, const float (&t)[
 #pragma unroll
         for (s32 r = 0; r < 2; ++r) {
             const float2 both = floats_of(total[r]);
-            sum[r] = both.x + both.y;
+            sum[r] = kNs / 2 > kAdded ? before[r] + (both.x + both.y) : both.x + both.y;
         }
     } else {
         sum[0] = (float)count[0], sum[1] = (float)count[1];

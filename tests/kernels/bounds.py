@@ -47,9 +47,9 @@ class Arithmetic:
     ``folds_bias``: where K has one scale per group, scores stay 12582912 too large up to the exponent, whose constant
     takes it off again and is rounded for it, in rows whose largest c·s_k is 2.4·10⁻⁴ at most. ``sums_halves``: an
     exact row sum adds P rounded to float16, ``"pairs"`` of keys j and j + 8 that are rounded once more where P has 8
-    bits, or ``"chain"``: those pairs one after the other through the tile, in float16, which every row sum of a float P
-    does. ``rescales_floats``: an integer O goes through floats when a maximum has grown. ``cubic`` n: the first of
-    every n groups of 16 keys has P from a polynomial (`cubic_exp2`).
+    bits, or ``"chain"``: those pairs one after the other through 128 keys of a tile, in float16, which every row sum of
+    a float P does. ``rescales_floats``: an integer O goes through floats when a maximum has grown. ``cubic`` n: the
+    first of every n groups of 16 keys has P from a polynomial (`cubic_exp2`).
     """
 
     folds_bias: bool = False
@@ -281,11 +281,12 @@ def _terms(p: Float64, recipe: Recipe, halves: str, tile: int) -> Float64:
     half = p.astype(np.float16)
     if halves == "chain":
         pairs = half.reshape(len(p), -1, tile // 16, 2, 8)
-        total = pairs[:, :, 0, 0] + pairs[:, :, 0, 1]
-        for i in range(1, tile // 16):
-            total = total + (pairs[:, :, i, 0] + pairs[:, :, i, 1])
         half = np.zeros((len(p), pairs.shape[1], tile), np.float16)
-        half[:, :, :8] = total  # all of a tile have one weight
+        for start in range(0, tile // 16, 8):  # all of a tile have one weight
+            total = pairs[:, :, start, 0] + pairs[:, :, start, 1]
+            for i in range(start + 1, min(start + 8, tile // 16)):
+                total = total + (pairs[:, :, i, 0] + pairs[:, :, i, 1])
+            half[:, :, start : start + 8] = total
         half = half.reshape(p.shape)
     elif recipe.pv != "float16":
         pairs = half.reshape(len(p), -1, 2, 8)

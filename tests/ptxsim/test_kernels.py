@@ -68,6 +68,18 @@ def test_rows_of_several_blocks_and_tiles(setting: Setting) -> None:
     check_attention(replace(setting, options=Options(seed=1)), PRESETS["precise"], one)
 
 
+@pytest.mark.parametrize("head_dim", [32, 64])
+def test_the_large_tiles_of_many_keys(head_dim: int) -> None:
+    """192 keys, where float16 no longer adds up P = 255 exactly in one sum: rows that weigh all keys alike tell."""
+    setting, recipe = Setting("sm90", "sm_90a"), PRESETS["fast"]
+    case = Case(heads=1, kv_heads=1, q_len=5, kv_len=8200, head_dim=head_dim, dtype="float32")
+    assert setting.plan(recipe, describe(case)).key_tile == 192
+    check_attention(setting, recipe, case)
+    _, k, v = case.arrays()
+    _, lse, _ = simulate(np.zeros((1, 1, 5, head_dim), np.float32), k, v, arch="sm_90a", return_lse=True)
+    np.testing.assert_allclose(lse, np.log(case.kv_len), atol=1e-5)
+
+
 @pytest.mark.parametrize("name", [name for name in NAMED_KERNELS if name != "naive"])
 def test_non_finite_input_reaches_its_rows(name: str) -> None:
     q, k, v = (np.random.default_rng(i).standard_normal((1, 2, 40, 64)).astype(np.float32) for i in range(3))
