@@ -12,6 +12,7 @@ from cupy_intfa.study.rate_model import BOUNDS, MEASURED, PLANNED, attention_sm9
 from cupy_intfa.study.report import load_study
 from cupy_intfa.study.study import Row, Rows, pick
 
+_DISTURBED = 0.1  # of a rate: its quartiles lie farther apart where something else used the host or the chip
 EARLIER = "an earlier date"
 PLAIN, CAUSAL = "no mask", "causal"
 
@@ -75,20 +76,35 @@ def make_rows(reports: Iterable[Report], roofline: Rows) -> list[Row]:
     Returns
     -------
     list of mapping
-        One for each case, contender and form, with the bounds beside our kernels. A case that several reports have is
-        taken from the first; what a later one says of it stands under ``tops_again``.
+        One for each case, contender and form, with the bounds beside our kernels. Of the reports that have a case, the
+        one whose quartiles lie closest is taken, for all contenders; what another says of a rate stands under
+        ``tops_again``, unless its quartiles lie so far apart that something else disturbed it.
     """
-    found: dict[tuple[Any, ...], dict[str, Any]] = {}
+    found: dict[tuple[Any, ...], list[list[Row]]] = {}
     for report in reports:
-        before = {key[:3] for key in found}
         for result in report.results:
-            for row in _rows_of_case(report, result, roofline):
-                key = row["mask"], row["head_dim"], row["keys"], row["contender"], row["form"]
-                if key[:3] not in before:
-                    found[key] = {**row, "tops_again": None}
-                elif key in found and row["measured_on"] != EARLIER:
-                    found[key]["tops_again"] = row["tops"]
-    return list(found.values())
+            case = result.case
+            found.setdefault((case.causal, case.head_dim, case.kv_len), []).append(
+                list(_rows_of_case(report, result, roofline))
+            )
+    return [row for measured in found.values() for row in _choose(measured)]
+
+
+def _choose(measured: list[list[Row]]) -> Iterator[Row]:
+    """Choose of the rows that several reports have of a case."""
+    chosen, *others = sorted(measured, key=lambda rows: max(map(_share_apart, rows)))
+    again = {
+        (row["contender"], row["form"]): row["tops"]
+        for row in (others[0] if others else ())
+        if row["measured_on"] != EARLIER and _share_apart(row) < _DISTURBED
+    }
+    for row in chosen:
+        cited = row["measured_on"] == EARLIER
+        yield {**row, "tops_again": None if cited else again.get((row["contender"], row["form"]))}
+
+
+def _share_apart(row: Row) -> float:
+    return float(row["tops_spread"] / row["tops"]) if row["tops_spread"] is not None else 0.0
 
 
 def _rows_of_case(report: Report, result: CaseResult, roofline: Rows) -> Iterator[Row]:

@@ -210,20 +210,32 @@ def test_fastest_of_ours_is_chosen_by_the_longest_rows() -> None:
 
 def test_spread_is_that_of_the_quartiles_and_of_another_suite() -> None:
     long = case(16384)
-    timing = summarise([1.0, 2.0, 4.0])  # quartiles 1.5 and 3
+    timing = summarise([1.9, 2.0, 2.1])  # quartiles 1.95 and 2.05
     entry = Entry(forms={"kernel": Measured(timing=timing, tops=long.tops(2.0))})
     cited = Entry(cited={"kernel": 7.0}, source="elsewhere")
     again = {"fast": measured(long, kernel=long.tops(1.6)), "b": cited, "c": measured(long, kernel=1.0)}
     rows = make_rows([report("paper", {long: {"fast": entry, "b": cited}}), report("prefill", {long: again})], [])
-    assert [row["contender"] for row in rows] == ["fast", "b"]
-    assert rows[0]["tops_spread"] == pytest.approx(long.tops(1.5) - long.tops(3.0))
-    assert speed.repetitions(rows) == [pytest.approx(0.25)]
+    assert [row["contender"] for row in rows] == ["fast", "b", "c"]
+    assert (rows[0]["tops"], rows[0]["tops_spread"]) == (long.tops(1.6), 0.0), "the one whose quartiles lie closer"
+    assert speed.repetitions(rows) == [pytest.approx(0.2)]
     assert (rows[1]["tops_spread"], rows[1]["tops_again"]) == (None, None)
     (said,) = speed._say_how_runs_differ(rows)
     assert said.endswith(
-        "suites measured 1 of them, one after the other: they differ by 25.0 % in the middle and 25.0 % at most."
+        "suites measured 1 of them, one after the other: they differ by 20.0 % in the middle and 20.0 % at most."
     )
-    assert "66.7 % of it apart in the middle of 1. " in said
+    assert "0.0 % of it apart in the middle of 1. " in said
+    alone = make_rows([report("paper", {long: {"fast": entry}})], [])
+    assert alone[0]["tops_spread"] == pytest.approx(long.tops(1.95) - long.tops(2.05))
+
+
+def test_a_measurement_that_something_disturbed_is_no_second_one() -> None:
+    long = case(16384)
+    timing = summarise([1.0, 2.0, 4.0])  # quartiles 1.5 and 3
+    disturbed = Entry(forms={"kernel": Measured(timing=timing, tops=long.tops(2.0))})
+    quiet = measured(long, kernel=long.tops(1.6))
+    for first, second in ((disturbed, quiet), (quiet, disturbed)):
+        (row,) = make_rows([report("paper", {long: {"fast": first}}), report("prefill", {long: {"fast": second}})], [])
+        assert (row["tops"], row["tops_again"]) == (long.tops(1.6), None)
 
 
 def test_two_measurements_of_a_rate_agree() -> None:
