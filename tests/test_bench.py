@@ -33,7 +33,7 @@ SMALL = square(batch=2, heads=4, length=128, head_dim=32)
 
 
 def timing(ms: float) -> Timing:
-    return Timing(median_ms=ms, min_ms=0.9 * ms, q1_ms=0.95 * ms, q3_ms=1.1 * ms, rounds=5)
+    return Timing(median_ms=ms, min_ms=0.9 * ms, q1_ms=0.98 * ms, q3_ms=1.05 * ms, rounds=5)
 
 
 def speed(case: Case, **tops: float) -> Entry:
@@ -488,6 +488,14 @@ def test_speed_table_has_a_row_for_everyone_with_a_number() -> None:
     assert "Not measured: comfy-kitchen INT8 (comfy-kitchen is not installed)." in notes
     commit = "commit 0123456789ab-dirty, 2026-11-21"
     assert table.stamp == f"Measured on an NVIDIA H200, driver 580.1, {commit}: python 3.12.3, torch 2.11.0."
+
+
+def test_a_rate_whose_quartiles_lie_far_apart_is_marked() -> None:
+    times = replace(timing(1.0), q3_ms=1.2)
+    shaky = Entry(forms={"kernel": Measured(timing=times, tops=500.0), "e2e": Measured(timing=timing(1.0), tops=250.0)})
+    table = tables.make_table(replace(REPORT, results=(CaseResult(case=LONG, entries={"fast": shaky}),)))
+    assert table.rows[0][1] == "500~ / 250"
+    assert any(note.startswith("~ quartiles more than 10 %") for note in table.notes)
 
 
 def test_without_the_yardstick_there_is_no_ratio() -> None:

@@ -12,6 +12,7 @@ from cupy_intfa.recipe import PRESETS
 YARDSTICK = "FA2 fp16"  # what the paper compares with
 _NONE = "–"
 _CITED = "*"
+_APART, _FAR = "~", 0.1  # quartiles that lie farther apart than this share of the median
 
 _HEADS = {
     "speed": "TOPS",
@@ -106,9 +107,15 @@ def _pair(entry: Entry, value: Callable[[Measured], float | None]) -> str:
         found, mark = dict(entry.cited), _CITED
     if not found:
         return _NONE
-    if set(found) == {"e2e"}:
-        return f"{found['e2e']:.0f}{mark}"
-    return " / ".join(f"{found[form]:.0f}{mark}" if form in found else _NONE for form in ("kernel", "e2e"))
+    shown = {form: f"{number:.0f}{mark or _apart(entry.forms[form])}" for form, number in found.items()}
+    if set(shown) == {"e2e"}:
+        return shown["e2e"]
+    return " / ".join(shown.get(form, _NONE) for form in ("kernel", "e2e"))
+
+
+def _apart(measured: Measured) -> str:
+    timing = measured.timing
+    return _APART if timing.q3_ms - timing.q1_ms > _FAR * timing.median_ms else ""
 
 
 def _number(measured: Measured | None) -> str:
@@ -142,6 +149,8 @@ def _notes(report: Report) -> Iterator[str]:
             "torch SDPA is what torch picks itself; FA2 and cuDNN are picked by a context manager around each call, "
             "which is most of their cost here."
         )
+    if any(_apart(one) for result in report.results for e in result.entries.values() for one in e.forms.values()):
+        yield f"{_APART} quartiles more than {100 * _FAR:.0f} % of the median apart: other work, or a clock that changed."
     yield from ratios(report)
     sources = {e.source: None for r in report.results for e in r.entries.values() if e.cited and e.source}
     yield from (f"{_CITED} {source}." for source in sources)

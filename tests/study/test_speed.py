@@ -223,7 +223,7 @@ def test_spread_is_that_of_the_quartiles_and_of_another_suite() -> None:
     assert said.endswith(
         "suites measured 1 of them, one after the other: they differ by 20.0 % in the middle and 20.0 % at most."
     )
-    assert "0.0 % of it apart in the middle of 1. " in said
+    assert "0.0 % of it apart in the middle of 2. " in said
     alone = make_rows([report("paper", {long: {"fast": entry}})], [])
     assert alone[0]["tops_spread"] == pytest.approx(long.tops(1.95) - long.tops(2.05))
 
