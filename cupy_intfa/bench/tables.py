@@ -150,7 +150,7 @@ def _notes(report: Report) -> Iterator[str]:
             "which is most of their cost here."
         )
     if any(_apart(one) for result in report.results for e in result.entries.values() for one in e.forms.values()):
-        yield f"{_APART} quartiles more than {100 * _FAR:.0f} % of the median apart: other work, or a clock that changed."
+        yield f"{_APART} quartiles more than {100 * _FAR:.0f} % of the median apart: other work, or another clock."
     yield from ratios(report)
     sources = {e.source: None for r in report.results for e in r.entries.values() if e.cited and e.source}
     yield from (f"{_CITED} {source}." for source in sources)
