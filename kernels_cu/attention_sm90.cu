@@ -181,7 +181,7 @@ __device__ __forceinline__ float2 finished(const OutputRow& row, const s32 (&o)[
                        end_element(row.end, sum.y, scale.y, mean.y));
 }
 
-__device__ __forceinline__ void store(const Consumer& c, const Output& o, const Rows& rows,
+__device__ __forceinline__ void store(const Consumer& c, Output& o, const Rows& rows,
                                       const float (&reference)[2]) {
     const AttentionParams& p = c.p;
     const OutputRow row[2] = {output_row(c, rows, reference[0], 0), output_row(c, rows, reference[1], 1)};
@@ -203,20 +203,25 @@ __device__ __forceinline__ void store(const Consumer& c, const Output& o, const 
         }
         return;
     }
+    // All else, four MMA tiles at a time, and O moves along: written out, these stores were half of what is compiled.
+#pragma unroll 1
+    for (s32 n = 0; n < kNd; n += 4) {
 #pragma unroll
-    for (s32 n = 0; n < kNd; n += kRun) {
-        const Channels of = channels_of(c, v_mean, n);
-#pragma unroll
-        for (s32 k = 0; k < kRun; ++k) {
+        for (s32 k = 0; k < 4; ++k) {
+            const Channels of = channels_of(c, v_mean, n + k / kRun * kRun);
             const s32 d = channel_of(n + k, c.t);
 #pragma unroll
             for (s32 r = 0; r < 2; ++r) {
                 const float2 x =
-                    finished(row[r], o[n + k], r, 8 * (n + k) + 2 * c.t, of.scale[k], of.mean[k]);
+                    finished(row[r], o[k], r, 8 * (n + k) + 2 * c.t, of.scale[k % kRun], of.mean[k % kRun]);
                 if (row[r].there && d < p.head_dim)
                     store_pair(p, row[r].offset + d * p.out_stride[3], d + 1 < p.head_dim, x.x, x.y);
             }
         }
+#pragma unroll
+        for (s32 k = 0; k + 4 < kNd; ++k)
+#pragma unroll
+            for (s32 e = 0; e < 4; ++e) o[k][e] = o[k + 4][e];
     }
 }
 

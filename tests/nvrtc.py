@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from cupy_intfa.ptxsim.compiler import CompileError as CompileError
 from cupy_intfa.ptxsim.compiler import run_nvrtc
-from cupy_intfa.study.machine_code import OLDEST_READABLE, disassemble, headers, load_nvrtc
+from cupy_intfa.study.machine_code import OLDEST_READABLE, disassemble, load_nvrtc
 
 # What CuPy adds to every compilation, and ptxas's report, which changes no instruction.
 _OPTIONS = ("-ftz=true", "--ptxas-options=-v", "--ptxas-options=--warn-on-spills")
@@ -48,7 +48,7 @@ class Resources:
 
 def compile_kernel(source: str, arch: str, options: tuple[str, ...] = (), *, cuda: int = 13) -> Compiled:
     """Compile CUDA C++ for an architecture such as ``sm_90``; `CompileError` where NVRTC refuses it."""
-    every = (f"-arch={arch}", f"-I{headers(cuda)}", *_OPTIONS, *options)
+    every = (f"-arch={arch}", *_OPTIONS, *options)
     results = ("CUBIN", "PTX", "ProgramLog")
     cubin, ptx, log = run_nvrtc(load_nvrtc(cuda), f"{arch}, CUDA {cuda}", source, every, results)
     ptx, log = (text.rstrip(b"\0") for text in (ptx, log))

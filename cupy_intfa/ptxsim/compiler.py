@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 _WHEELS = ("nvidia-cuda-nvrtc", "nvidia-cuda-nvrtc-cu12")
-_HEADERS = ("nvidia-cuda-runtime", "nvidia-cuda-runtime-cu12")
 
 
 def _files(distribution: str, name: str) -> list[Path]:
@@ -49,25 +48,7 @@ def _library() -> tuple[Any, Path]:
         return library, path
     raise FileNotFoundError(
         "the simulator compiles the kernels with NVRTC, and found none: pip install 'nvidia-cuda-nvrtc==13.0.*' "
-        "'nvidia-cuda-runtime==13.0.*' (90 MB, no GPU needed)"
-    )
-
-
-@functools.cache
-def _include() -> Path:
-    """Find cuda_fp16.h."""
-    for wheel in _HEADERS:
-        for path in _files(wheel, "cuda_fp16.h"):
-            return path.parent
-    try:
-        from cuda.pathfinder import find_nvidia_header_directory
-
-        if found := find_nvidia_header_directory("cudart"):
-            return Path(found)
-    except Exception:  # as above
-        pass
-    raise FileNotFoundError(
-        "the kernels include cuda_fp16.h, and no package has it: pip install 'nvidia-cuda-runtime==13.0.*'"
+        "(90 MB, no GPU needed)"
     )
 
 
@@ -98,10 +79,10 @@ def compile_ptx(source: str, arch: str, options: tuple[str, ...] = ()) -> str:
     CompileError
         For source that is wrong.
     FileNotFoundError
-        Where NVRTC or its headers are not installed; the text says what to install.
+        Where NVRTC is not installed; the text says what to install.
     """
     nvrtc, _ = _library()
-    every = (f"-arch=compute_{arch.removeprefix('sm_')}", f"-I{_include()}", "-ftz=true", "-lineinfo", *options)
+    every = (f"-arch=compute_{arch.removeprefix('sm_')}", "-ftz=true", "-lineinfo", *options)
     (ptx,) = run_nvrtc(nvrtc, arch, source, every, ("PTX",))
     return ptx.rstrip(b"\0").decode()
 

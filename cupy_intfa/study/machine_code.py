@@ -16,11 +16,7 @@ from pathlib import Path
 
 from cupy_intfa.ptxsim.compiler import run_nvrtc
 
-# Major version of CUDA → the wheels of NVRTC and of the headers that kernels include.
-_WHEELS = {
-    12: ("nvidia-cuda-nvrtc-cu12", "nvidia-cuda-runtime-cu12"),
-    13: ("nvidia-cuda-nvrtc", "nvidia-cuda-runtime"),
-}
+_WHEELS = {12: "nvidia-cuda-nvrtc-cu12", 13: "nvidia-cuda-nvrtc"}  # of NVRTC, by the major version of CUDA
 _DISASSEMBLER = "nvidia-cuda-nvdisasm"
 OLDEST_READABLE = 75  # of nvdisasm 13
 
@@ -121,30 +117,9 @@ def load_nvrtc(cuda: int) -> ctypes.CDLL:
     FileNotFoundError
         Where the wheel is not installed; the text names it.
     """
-    wheel, _ = _WHEELS[cuda]
+    wheel = _WHEELS[cuda]
     ctypes.CDLL(str(_installed(wheel, "libnvrtc-builtins.so")))  # that of 13.0 is not looked for beside libnvrtc
     return ctypes.CDLL(str(_installed(wheel, f"libnvrtc.so.{cuda}")))
-
-
-def headers(cuda: int) -> Path:
-    """Find the headers that kernels include.
-
-    Parameters
-    ----------
-    cuda : {12, 13}
-        Of which version.
-
-    Returns
-    -------
-    Path
-        Their folder.
-
-    Raises
-    ------
-    FileNotFoundError
-        Where their wheel is not installed; the text names it.
-    """
-    return _installed(_WHEELS[cuda][1], "cuda_fp16.h").parent
 
 
 def compile_machine_code(source: str, arch: str, options: tuple[str, ...]) -> Compiled:
@@ -172,7 +147,7 @@ def compile_machine_code(source: str, arch: str, options: tuple[str, ...]) -> Co
         Where the NVRTC that knows the architecture is not installed; the text names its wheel.
     """
     cuda = compiles_for(arch)
-    every = (f"-arch={arch}", f"-I{headers(cuda)}", *_OPTIONS, *options)
+    every = (f"-arch={arch}", *_OPTIONS, *options)
     cubin, log = run_nvrtc(load_nvrtc(cuda), f"{arch}, CUDA {cuda}", source, every, ("CUBIN", "ProgramLog"))
     (found,) = _PROPERTIES.finditer(log.decode())
     spilled = int(found["stores"]) + int(found["loads"])

@@ -4,12 +4,6 @@
 #include "config.cuh"
 #include "ptx_math.cuh"
 
-__device__ __forceinline__ float half_to_float(u16 bits) {
-    float x;
-    asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"(bits));
-    return x;
-}
-
 // Element `i` of an array of codes.
 template <s32 kFormat>
 __device__ __forceinline__ float decode(const void* codes, s64 i) {

@@ -1,10 +1,8 @@
 // From sums to answers: what every attention kernel does once per row and once per element.
 #pragma once
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
 #include "config.cuh"
 #include "params.cuh"
+#include "ptx_half.cuh"
 
 // What a row needs in the epilogue. `empty` rows saw no key: output 0, lse -inf.
 struct RowEnd {
@@ -46,30 +44,26 @@ __device__ __forceinline__ float end_lse(const AttentionParams& p, const RowEnd&
     return (row.empty ? -INTFA_INF : lse) + row.mark;
 }
 
+// Two values in the output's 16 bits.
+__device__ __forceinline__ u32 pair_bits(const AttentionParams& p, float2 x) {
+    return p.out_dtype == kFloat16 ? half2_bits(x.x, x.y) : bfloat2_bits(x.x, x.y);
+}
+
 __device__ __forceinline__ void store_element(const AttentionParams& p, s64 offset, float value) {
-    switch (p.out_dtype) {
-        case kFloat16:
-            ((__half*)p.out)[offset] = __float2half_rn(value);
-            break;
-        case kBFloat16:
-            ((__nv_bfloat16*)p.out)[offset] = __float2bfloat16_rn(value);
-            break;
-        case kFloat32:
-            ((float*)p.out)[offset] = value;
-            break;
-        default:
-            ((double*)p.out)[offset] = value;
-    }
+    if (p.out_dtype <= kBFloat16)
+        ((u16*)p.out)[offset] = (u16)pair_bits(p, make_float2(value, 0.0f));
+    else if (p.out_dtype == kFloat32)
+        ((float*)p.out)[offset] = value;
+    else
+        ((double*)p.out)[offset] = value;
 }
 
 // Two neighbouring channels of a row; one 4-byte store where the output allows it.
 __device__ __forceinline__ void store_pair(const AttentionParams& p, s64 offset, bool both, float x,
                                            float y) {
-    bool aligned = both && p.out_stride[3] == 1 && (((u64)p.out >> 1) + (u64)offset) % 2 == 0;
-    if (aligned && p.out_dtype == kFloat16) {
-        *(__half2*)((__half*)p.out + offset) = __floats2half2_rn(x, y);
-    } else if (aligned && p.out_dtype == kBFloat16) {
-        *(__nv_bfloat162*)((__nv_bfloat16*)p.out + offset) = __floats2bfloat162_rn(x, y);
+    if (p.out_dtype <= kBFloat16 && both && p.out_stride[3] == 1 &&
+        (((u64)p.out >> 1) + (u64)offset) % 2 == 0) {
+        *(u32*)((u16*)p.out + offset) = pair_bits(p, make_float2(x, y));
     } else {
         store_element(p, offset, x);
         if (both) store_element(p, offset + p.out_stride[3], y);
@@ -83,12 +77,6 @@ __device__ __forceinline__ bool stores_runs(const AttentionParams& p) {
     return p.out_dtype <= kBFloat16 && p.out_stride[3] == 1 && p.head_dim == kD && places % kRun == 0;
 }
 
-// Two channels in the output's 16 bits.
-__device__ __forceinline__ u32 pair_bits(const AttentionParams& p, float2 x) {
-    const __half2 half = __floats2half2_rn(x.x, x.y);
-    const __nv_bfloat162 bfloat = __floats2bfloat162_rn(x.x, x.y);
-    return p.out_dtype == kFloat16 ? *(const u32*)&half : *(const u32*)&bfloat;
-}
 __device__ __forceinline__ void store_pairs(u16* out, const u32 (&pairs)[1]) { *(u32*)out = pairs[0]; }
 __device__ __forceinline__ void store_pairs(u16* out, const u32 (&pairs)[4]) {
     *(uint4*)out = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);

@@ -1,6 +1,7 @@
 // Neighbouring floats of the dtype of a formats_*.cu kernel: loads of 32 bytes, stores of 16.
 #pragma once
 #include "formats_config.cuh"
+#include "ptx_half.cuh"
 
 template <s32 kDtype>
 struct ElementOf {
@@ -13,32 +14,12 @@ struct ElementOf<kFloat32> {
 typedef ElementOf<kDtype>::type Element;
 
 __device__ __forceinline__ float to_float(u16 bits) {
-    if constexpr (kDtype == kBFloat16) return __uint_as_float((u32)bits << 16);
-    float x;
-    asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"(bits));
-    return x;
+    return kDtype == kBFloat16 ? bfloat_to_float(bits) : half_to_float(bits);
 }
 
-// Two elements in a word, rounded half to even, overflow to infinity; subnormal bfloat16 are 0 already.
+// Two elements in a word; overflow to infinity, subnormal bfloat16 are 0 already.
 __device__ __forceinline__ u32 round_pair(float low, float high) {
-    u32 pair;
-#if __CUDA_ARCH__ >= 800
-    if constexpr (kDtype == kFloat16) asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
-    if constexpr (kDtype == kBFloat16)
-        asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
-#else
-    u16 halves[2];
-    const float x[2] = {low, high};
-#pragma unroll
-    for (s32 k = 0; k < 2; ++k) {
-        const u32 bits = __float_as_uint(x[k]);
-        if constexpr (kDtype == kFloat16) asm("cvt.rn.f16.f32 %0, %1;" : "=h"(halves[k]) : "f"(x[k]));
-        if constexpr (kDtype == kBFloat16)
-            halves[k] = (u16)(x[k] == x[k] ? (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16 : 0x7fffu);
-    }
-    pair = halves[0] | (u32)halves[1] << 16;
-#endif
-    return pair;
+    return kDtype == kBFloat16 ? bfloat2_bits(low, high) : half2_bits(low, high);
 }
 
 // Neighbours as they are stored, 32 bytes of them, so that many can be on their way.

@@ -2,10 +2,8 @@
 //
 // Every step is rounded by itself to float32 and the last one to the output, so that NumPy has the same bits.
 #pragma once
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
 #include "gemm_params.cuh"
+#include "ptx_half.cuh"
 
 struct RowEnd {
     float scale;
@@ -40,8 +38,8 @@ __device__ __forceinline__ void store_one(const GemmParams& p, const RowEnd& row
     } else {
         const float x = scaled(p, sum, row, end);
         if constexpr (kOut == kFloat32) ((float*)p.out)[i] = x;
-        if constexpr (kOut == kFloat16) ((__half*)p.out)[i] = __float2half_rn(x);
-        if constexpr (kOut == kBFloat16) ((__nv_bfloat16*)p.out)[i] = __float2bfloat16_rn(x);
+        if constexpr (kOut == kFloat16) ((u16*)p.out)[i] = half_bits(x);
+        if constexpr (kOut == kBFloat16) ((u16*)p.out)[i] = bfloat_bits(x);
     }
 }
 
@@ -60,8 +58,8 @@ __device__ __forceinline__ void store_two(const GemmParams& p, const RowEnd& row
     } else {
         const float2 v = make_float2(scaled(p, x, row, end[0]), scaled(p, y, row, end[1]));
         if constexpr (kOut == kFloat32) ((float2*)p.out)[pair] = v;
-        if constexpr (kOut == kFloat16) ((__half2*)p.out)[pair] = __floats2half2_rn(v.x, v.y);
-        if constexpr (kOut == kBFloat16) ((__nv_bfloat162*)p.out)[pair] = __floats2bfloat162_rn(v.x, v.y);
+        if constexpr (kOut == kFloat16) ((u32*)p.out)[pair] = half2_bits(v.x, v.y);
+        if constexpr (kOut == kBFloat16) ((u32*)p.out)[pair] = bfloat2_bits(v.x, v.y);
     }
 }
 

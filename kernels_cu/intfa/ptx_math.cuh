@@ -1,32 +1,12 @@
 // 2^x, and P in its storage format.
 #pragma once
 #include "config.cuh"
+#include "ptx_half.cuh"
 
 __device__ __forceinline__ float exp2_approx(float x) {  // 2 ulp (PTX ISA, ex2.approx.ftz.f32)
     float y;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
-}
-
-// Two floats to a pair of float16, nearest even; the first in the low half.
-__device__ __forceinline__ u32 half2_bits(float low, float high) {
-    u32 h;
-#if __CUDA_ARCH__ >= 800
-    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(h) : "f"(high), "f"(low));
-#else
-    asm("{.reg .b16 a, b; cvt.rn.f16.f32 a, %1; cvt.rn.f16.f32 b, %2; mov.b32 %0, {a, b};}"
-        : "=r"(h)
-        : "f"(low), "f"(high));
-#endif
-    return h;
-}
-
-__device__ __forceinline__ float2 floats_of(u32 half2) {
-    float2 f;
-    asm("{.reg .b16 l, h; mov.b32 {l, h}, %2; cvt.f32.f16 %0, l; cvt.f32.f16 %1, h;}"
-        : "=f"(f.x), "=f"(f.y)
-        : "r"(half2));
-    return f;
 }
 
 __device__ __forceinline__ u32 fma_half2(u32 x, u32 y, u32 z) {

@@ -38,9 +38,7 @@ __device__ __forceinline__ u32 encode(float x, float inverse) {
     x = __fmul_rn(__fadd_rn(x, 0.0f), inverse);  // -0 and subnormals become +0
     if constexpr (kFormat == kE4M3) return float8_code<3, 7>(x);
     if constexpr (kFormat == kE5M2) return float8_code<2, 15>(x);
-    u16 half;
-    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(half) : "f"(x));
-    return half;
+    return half_bits(x);
 }
 
 // What a code of `encode` stands for, without its scale.

@@ -1,5 +1,6 @@
 // Inputs of any float type and any strides as float32, N neighbouring channels at a time.
 #pragma once
+#include "ptx_half.cuh"
 #include "quantize_config.cuh"
 #include "quantize_params.cuh"
 
@@ -17,14 +18,8 @@ struct ElementOf<kFloat64> {
 };
 typedef ElementOf<kInput>::type Element;
 
-__device__ __forceinline__ float half_to_float(u16 bits) {
-    float x;
-    asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"(bits));
-    return x;
-}
-
 __device__ __forceinline__ float to_float(u16 bits) {
-    return kInput == kFloat16 ? half_to_float(bits) : __uint_as_float((u32)bits << 16);
+    return kInput == kFloat16 ? half_to_float(bits) : bfloat_to_float(bits);
 }
 __device__ __forceinline__ float to_float(float x) { return x; }
 __device__ __forceinline__ float to_float(double x) { return __double2float_rn(x); }
