@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from statistics import fmean
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from cupy_intfa.bench.accuracy import to_host
-from cupy_intfa.bench.cases import Case
-from cupy_intfa.bench.contenders import Contender, first_line
-from cupy_intfa.bench.rivals import RIVALS
 from cupy_intfa.data.families import make_qkv
-from cupy_intfa.metrics import Comparison, compare
-from cupy_intfa.study.errors import EMULATOR, compare_all, find_kernel, run_trials, study_recipes
+from cupy_intfa.study.beside import Inputs, damage, make_common_trial, measure_rivals, packages_of
+from cupy_intfa.study.errors import compare_all, find_kernel, run_trials, study_recipes
 from cupy_intfa.study.sage import NAME as SAGE2
-from cupy_intfa.study.sage import attend_as_sage2
 from cupy_intfa.study.study import Pivot, Row, Rows, Study, distinct, one, pick
-from cupy_intfa.study.trials import Samples, Trial, make_trial
+from cupy_intfa.study.trials import Samples
 
-Inputs = tuple[NDArray[Any], NDArray[Any], NDArray[Any]]
 BROKEN = 0.1  # relative RMSE: a tenth of the output is error
 COMPARED = ("FA3 fp8", "SageAttention 2")
 DOMINANT_LOGIT = 12.0  # e¹² = 160 000 times an average key
@@ -70,74 +62,14 @@ CASES: Mapping[str, Callable[..., Inputs]] = {
 def _measure(settings: Samples, backend: str) -> Iterator[Row]:
     """Measure every recipe, and the rivals that can be imported, on every case."""
     settings.compile_ahead(study_recipes().values(), backend)
-    rivals = [contender for contender in RIVALS if contender.name in COMPARED]
     for name in settings.data:
-        # Rounded to float16, which the rivals read, so that all see the same values.
         drawn = [CASES[name](seed=seed, **settings.shape) for seed in settings.seeds]
-        trials = [make_trial(*_rounded(qkv), backend) for qkv in drawn]
+        trials = [make_common_trial(*qkv, backend) for qkv in drawn]
         for recipe_name, recipe in study_recipes().items():
             found = compare_all(run_trials(recipe, trials, backend), trials)
             ran = find_kernel(recipe, trials[0], backend)
             yield {"case": name, "recipe": recipe_name, **damage(found), "missing": None, "ran": ran}
-        found = compare_all([attend_as_sage2(t.q, t.k, t.v) for t in trials], trials)
-        yield {"case": name, "recipe": SAGE2, **damage(found), "missing": None, "ran": EMULATOR}
-        for rival in rivals:
-            yield {"case": name, "recipe": rival.name, **_ask(rival, trials), "ran": rival.name}
-
-
-def _rounded(qkv: Inputs) -> Inputs:
-    q, k, v = (x.astype(np.float16) for x in qkv)
-    return q, k, v
-
-
-def damage(comparisons: Sequence[Comparison]) -> dict[str, float | int | None]:
-    """Summarise comparisons of which some may not be finite.
-
-    Parameters
-    ----------
-    comparisons : sequence of Comparison
-        One for each trial.
-
-    Returns
-    -------
-    dict
-        Mean and spread of the relative RMSE of the trials that are finite, None if none is; and under ``not_finite``
-        how many are not, where the exact output is.
-
-    Examples
-    --------
-    >>> damage([compare([1.0], [2.0]), compare([float("nan")], [2.0])])
-    {'relative_rmse': 0.5, 'relative_rmse_spread': 0.0, 'not_finite': 1}
-    """
-    errors = [comparison.relative_rmse for comparison in comparisons if comparison.non_finite is None]
-    return {
-        "relative_rmse": fmean(errors) if errors else None,
-        "relative_rmse_spread": max(errors) - min(errors) if errors else None,
-        "not_finite": len(comparisons) - len(errors),
-    }
-
-
-def _ask(rival: Contender, trials: Sequence[Trial]) -> Row:
-    """Run a rival where it can be imported, or say why it was not run."""
-    nothing = damage([])
-    if reason := rival.missing():
-        return {**nothing, "missing": reason}
-    try:
-        found = [compare(_run(rival, trial), trial.exact) for trial in trials]
-    except Exception as error:  # a rival may raise anything, and the others must still be measured
-        return {**nothing, "missing": first_line(error)}
-    return {**damage(found), "missing": None}
-
-
-def _run(rival: Contender, trial: Trial) -> NDArray[Any]:
-    import cupy
-
-    batch, heads, q_len, head_dim = trial.q.shape
-    kv_len = trial.k.shape[2]
-    case = Case(batch=batch, heads=heads, kv_heads=heads, q_len=q_len, kv_len=kv_len, head_dim=head_dim)
-    q, k, v = (cupy.asarray(x.astype(np.float16)) for x in (trial.q, trial.k, trial.v))
-    forms = rival.prepare(case, (q, k, v))
-    return to_host(forms.decode(next(iter(forms.named.values()))()))
+        yield from measure_rivals(name, trials, COMPARED)
 
 
 def is_broken(row: Row) -> bool:
@@ -224,5 +156,5 @@ STUDY = Study(
     values=("relative_rmse", "relative_rmse_spread", "not_finite", "missing", "ran"),
     findings=_findings,
     table=Pivot(rows=("case",), columns=("recipe",), value="relative_rmse"),
-    packages=tuple(rival.package for rival in RIVALS if rival.name in COMPARED and rival.package),
+    packages=packages_of(COMPARED),
 )

@@ -15,13 +15,14 @@ from cupy_intfa.study import (
     length,
     low_bits,
     memory,
+    peers,
     speed,
     v_quantisation,
 )
 from cupy_intfa.study.study import Study
 
 _MODULES = (
-    *(error_tables, ablation, adversarial, v_quantisation, length, low_bits, memory, depth),
+    *(error_tables, ablation, peers, adversarial, v_quantisation, length, low_bits, memory, depth),
     *(speed, architectures),
 )
 

@@ -14,7 +14,7 @@ from study.runs import quick
 from cupy_intfa.bench.contenders import Contender, Forms
 from cupy_intfa.metrics import compare
 from cupy_intfa.reference import oracle
-from cupy_intfa.study import adversarial, sage
+from cupy_intfa.study import adversarial, beside, sage
 from cupy_intfa.study.study import one, pick
 from cupy_intfa.study.trials import Trial, make_trial
 
@@ -42,8 +42,8 @@ def test_dominant_key_dominates_and_tails_are_heavy() -> None:
 
 def test_damage_counts_what_is_not_finite() -> None:
     found = [compare([1.0], [2.0]), compare([1.5], [2.0]), compare([math.inf], [2.0])]
-    assert adversarial.damage(found) == {"relative_rmse": 0.375, "relative_rmse_spread": 0.25, "not_finite": 1}
-    nothing = adversarial.damage(found[2:])
+    assert beside.damage(found) == {"relative_rmse": 0.375, "relative_rmse_spread": 0.25, "not_finite": 1}
+    nothing = beside.damage(found[2:])
     assert nothing == {"relative_rmse": None, "relative_rmse_spread": None, "not_finite": 1}
     assert adversarial.is_broken(nothing)
 
@@ -56,7 +56,7 @@ def test_rivals_stand_beside_ours_or_say_why_not(monkeypatch: pytest.MonkeyPatch
 
     here = Contender("FA3 fp8", None, prepare)
     absent = Contender("SageAttention 2", "no-such-distribution", prepare)
-    monkeypatch.setattr(adversarial, "RIVALS", (here, absent))
+    monkeypatch.setattr(beside, "RIVALS", (here, absent))
     monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(asarray=np.asarray, ndarray=type(None)))
     settings = replace(adversarial.STUDY.sizes["quick"], seeds=(0,))
     rows = list(adversarial.STUDY.measure(settings, "numpy"))

@@ -10,6 +10,7 @@ from cupy_intfa.study.registry import STUDIES
 DRAWN = {
     "error_tables": ("relative_rmse", "relative_l1", "cosine"),
     "ablation": ("relative_rmse",),
+    "peers": ("relative_rmse",),
     "adversarial": ("relative_rmse",),
     "v_quantisation": ("relative_rmse",),
     "length": ("relative_rmse",),
