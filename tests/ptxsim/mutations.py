@@ -432,6 +432,14 @@ MUTATIONS = (
         "sm90",
     ),
     Mutation(
+        "O moves along by three tiles where four are stored",
+        "attention_sm90.cu",
+        "o[k][e] = o[k + 4][e];",
+        "o[k][e] = o[k + 3][e];",
+        "twin",
+        "sm90",
+    ),
+    Mutation(
         "scores are read while they are computed",
         "attention_sm90.cu",
         "        wgmma_wait<1>();\n",

@@ -118,8 +118,8 @@ MUTATIONS = (
     Mutation(
         "elements of a pair exchanged",
         _FLOAT,
-        '"f"(high), "f"(low));',
-        '"f"(low), "f"(high));',
+        "half2_bits(low, high);",
+        "half2_bits(high, low);",
         "twin",
         "formats-codebook",
     ),
