@@ -74,7 +74,8 @@ def fixed_point(s: Float, t: Float, m: Float) -> Float:
     x = (s * factor + np.rint(-EXACT_AT * unit - factor * (m - EXACT_AT) / t)) / unit  # octaves below the maximum
     binade = np.floor(np.maximum(-x, 0) / 16)
     value = np.exp2(-binade) * (32 + np.minimum(x, 0) + 16 * binade)
-    return 255 * np.exp2(value - 32)
+    p: Float = 255 * np.exp2(value - 32)
+    return p
 
 
 EXPONENTIALS: Mapping[str, Exponential] = {
@@ -142,7 +143,8 @@ def attend(q: Float, k: Float, v: Float, name: str, lead: float = 0.0) -> Head:
 
 def measure(qkv: tuple[NDArray[np.float32], ...], name: str, lead: float = 0.0) -> tuple[float, list[Head]]:
     """Give the relative RMSE of all heads, and the heads."""
-    heads = [attend(*(x[0, h].astype(np.float64) for x in qkv), name, lead) for h in range(qkv[0].shape[1])]
+    q, k, v = (x[0].astype(np.float64) for x in qkv)
+    heads = [attend(q[h], k[h], v[h], name, lead) for h in range(len(q))]
     wanted, _ = oracle.attention(*qkv)
     return compare(np.stack([head.out for head in heads])[None], wanted).relative_rmse, heads
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -55,7 +56,9 @@ def _draw(case: str, settings: Samples, backend: str) -> list[Trial]:
     if case in LAYERS:
         x = layer_samples()[LAYERS.index(case)]
         return [make_common_trial(*widen(x.q, x.k, x.v, NARROWEST), backend)]
-    return [make_common_trial(*make_qkv(case, seed=seed, **settings.shape), backend) for seed in settings.seeds]
+    shape: Mapping[str, Any] = settings.shape
+    drawn = [make_qkv(case, seed=seed, **shape) for seed in settings.seeds]
+    return [make_common_trial(*qkv, backend) for qkv in drawn]
 
 
 def _measure(settings: Samples, backend: str) -> Iterator[Row]:
@@ -80,8 +83,8 @@ def _findings(rows: Rows) -> Iterator[str]:
             said = ", ".join(_compared(rows, preset, name) for preset in CLAIMED)
             yield f"Error in units of that of {stands} {said}."
     missing = {row["recipe"]: row["missing"] for row in rows if row["missing"]}
-    for name, reason in missing.items():
-        yield f"{name} was not run ({reason})."
+    if missing:
+        yield f"These were not run: {', '.join(f'{name} ({reason})' for name, reason in missing.items())}."
 
 
 def _compared(rows: Rows, preset: str, rival: str) -> str:
@@ -110,7 +113,7 @@ STUDY = Study(
         "fp8_e4m3 has the formats of FlashAttention-3 and other tiles."
     ),
     sizes={
-        "quick": Samples(data=("layer 4", "normal"), heads=1, queries=16, keys=256, seeds=(0, 1)),
+        "quick": Samples(data=("layer 4", "normal", "outlier"), heads=1, queries=16, keys=256, seeds=(0, 1)),
         "small": Samples(data=(*LAYERS, "normal", "outlier", "channel"), keys=4096, head_dim=128),
         "full": Samples(data=(*LAYERS, "normal", "outlier", "channel"), heads=4, queries=1024, keys=4096, head_dim=128),
     },

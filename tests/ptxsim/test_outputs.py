@@ -51,7 +51,7 @@ def run(setting: Setting, plan: Plan, qkv: QuantizedQKV, dtype: str, where: str)
     workspace = place_packing(simulator, plan, qkv)
     launch.attention(plan, plan.cuda, workspace, out + first, strides, 0, simulator.load, simulator.make_map)
     memory[...] = simulator.memory.read(out, memory.size)
-    found = view.copy()
+    found: Array = view.copy()
     view.view(f"u{view.itemsize}")[...] = int.from_bytes(bytes([POISON]) * view.itemsize, "little")
     assert (memory == POISON).all(), "memory beside the output was written"
     return found

@@ -13,7 +13,7 @@ from cupy_intfa import PRESETS, attention
 from cupy_intfa.demo import layer_samples
 from cupy_intfa.metrics import compare
 from cupy_intfa.reference import oracle
-from cupy_intfa.study import peers
+from cupy_intfa.study import peers, sage
 from cupy_intfa.study.study import distinct, one, pick
 
 
@@ -38,10 +38,10 @@ def test_a_layer_is_that_of_the_packaged_activations() -> None:
 
 def test_everyone_is_asked_on_every_case() -> None:
     rows = quick("peers").rows
-    assert distinct(rows, "case") == ["layer 4", "normal"]
+    assert distinct(rows, "case") == ["layer 4", "normal", "outlier"]
     for case in distinct(rows, "case"):
         asked = [row["recipe"] for row in pick(rows, case=case)]
-        assert asked == [*peers.OURS, peers.SAGE2, *peers.RIVALS]
+        assert asked == [*peers.OURS, sage.NAME, *peers.RIVALS]
     for row in rows:
         assert (row["relative_rmse"] is None) == bool(row["missing"])
         assert row["not_finite"] == 0
@@ -71,6 +71,5 @@ def test_rivals_are_compared_case_by_case_and_stood_in_for() -> None:
         "(more on layer 0), `half` 0.20 to 0.62 (less on all).",
         "Error in units of that of SageAttention 2 `fast` 0.50 to 1.00 (more on normal), `precise` 0.50 to 0.50 (less "
         "on all), `half` 0.25 to 0.40 (less on all).",
-        "FA3 fp8 was not run (gone).",
-        "SageAttention 1 was not run (gone).",
+        "These were not run: FA3 fp8 (gone), SageAttention 1 (gone).",
     ]
