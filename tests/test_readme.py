@@ -10,6 +10,7 @@ import pytest
 from cupy_intfa.bench.report import load_reports
 from cupy_intfa.demo import error_table, layer_samples
 from cupy_intfa.recipe import DEFAULT_RECIPE, PRESETS
+from cupy_intfa.study.report import load_study
 
 CHECKOUT = Path(__file__).parents[1]
 README = (CHECKOUT / "README.md").read_text(encoding="utf-8")
@@ -47,6 +48,25 @@ def test_accuracy_table_prints_the_results() -> None:
     assert list(printed) == list(PRESETS)
     for name, errors in RESULTS["table"]["errors"].items():
         assert printed[name] == pytest.approx(errors, rel=5e-3)  # three digits
+
+
+def test_short_table_has_the_rates_of_the_report_and_the_errors_of_the_study(tool: ModuleType) -> None:
+    (report,) = (report for report in REPORTS if report.suite == "prefill")
+    table = README.split("<!-- table:short -->")[1].split("<!-- /table -->")[0]
+    lines = [[cell.strip(" `") for cell in line.split("|")[1:-1]] for line in table.splitlines() if line[:1] == "|"]
+    printed = {name: cells for name, *cells in lines[2:]}
+    assert list(printed) == list(tool.IN_SHORT)
+    for place, label in enumerate(tool.SHAPES):
+        (case,) = (result for result in report.results if result.case.label == label)
+        for name, cells in printed.items():
+            entry = case.entries.get(name)
+            rates = [f"{form.tops:.0f}" for form in entry.forms.values() if form.tops] if entry else []
+            assert all(rate in cells[place] for rate in rates), (name, label)
+            assert rates or cells[place] == "–" or "*" in cells[place]
+    rows = load_study("peers").rows
+    for name, stands, mark in (("fast", "fast", ""), ("SageAttention 2", "SageAttention 2, emulated", "≈ ")):
+        errors = [row["relative_rmse"] for row in rows if row["recipe"] == stands and row["case"].startswith("layer")]
+        assert printed[name][-1] == f"{mark}{sum(errors) / 6:#.2g}"
 
 
 def test_results_can_be_measured_again() -> None:

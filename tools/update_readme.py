@@ -15,6 +15,7 @@ from dataclasses import asdict
 from datetime import date
 from itertools import islice
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import cupy_intfa
@@ -24,15 +25,21 @@ from cupy_intfa.bench.tables import make_table
 from cupy_intfa.demo import FULL, run_demo
 from cupy_intfa.environment import environment
 from cupy_intfa.recipe import DEFAULT_RECIPE, PRESETS, Recipe
+from cupy_intfa.study import peers
 from cupy_intfa.study.plots import draw
 from cupy_intfa.study.registry import STUDIES
 from cupy_intfa.study.report import load_study
+from cupy_intfa.study.study import Rows
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 RESULTS = ROOT / "notebooks" / "results" / "accuracy.json"
 GEMM = RESULTS.with_name("gemm_nvidia-h200.json")
 PICTURES = ("length", "speed")
+# The table that the README begins with: who, and at which of the shapes of the suite `prefill`.
+IN_SHORT = ("fast", "precise", "half", "paper", *peers.RIVALS, "FA2 fp16")
+SHAPES = ("S16k D64", "S16k D128", "S8k D256")
+NOT_MEASURED = "–"
 # Findings of each study, from its first; of the speeds where they were measured, and `paper` against three rivals.
 STUDIED = {"error_tables": 2, "speed": 7, "length": 2, "peers": 5, "adversarial": 4, "v_quantisation": 2, "memory": 2}
 
@@ -99,6 +106,38 @@ def default_sentence(results: dict[str, Any]) -> str:
         f"The default is `{DEFAULT_RECIPE}`. On the real activations its error is "
         f"{errors[DEFAULT_RECIPE] / errors['paper']:.2f} times that of `paper`, on average over the layers ({others})."
     )
+
+
+def short_table(reports: Sequence[Report]) -> str:
+    """Speed and error of the presets beside what a user would take instead: a row for each."""
+    report = next((report for report in reports if report.suite == "prefill"), None)
+    if report is None:
+        return "Not measured yet."
+    table, study = make_table(report), load_study(peers.STUDY.name)
+    places = [table.head.index(title) for title in (*SHAPES, "error")]
+    rows = []
+    for name in IN_SHORT:
+        cells = next((row for row in table.rows if row[0].strip("`") == name), None)
+        if cells:
+            *rates, normal = (cells[place] for place in places)
+            normal = mean_error(study.rows, name, ("normal",)) if normal == NOT_MEASURED else normal
+            rows.append([cells[0], *rates, normal, mean_error(study.rows, name, peers.LAYERS)])
+    return (
+        f"{markdown(['TOPS', *SHAPES, 'error, N(0, 1)', 'error, real'], rows)}\n\n"
+        "TOPS by the kernel alone / from 16-bit tensors, quantising included; relative RMSE against float64 of N(0, 1) "
+        f"in the last shape that ran, and on average over the layers of a small transformer. {report.gpu}, "
+        f"{report.date[:10]}; real: {study.machine}, {study.date[:10]}. * cited; ≈ emulated; ~ disturbed while it was "
+        "measured. All shapes, and what they were measured with, are [below](#speed)."
+    )
+
+
+def mean_error(rows: Rows, name: str, cases: Sequence[str]) -> str:
+    """Average the error over some cases, of a rival or of what stands for it."""
+    for who, mark in ((name, ""), (peers.STAND_IN.get(name), "≈ ")):
+        found = [row["relative_rmse"] for row in rows if row["recipe"] == who and row["case"] in cases]
+        if found and None not in found:
+            return f"{mark}{fmean(found):#.2g}"
+    return NOT_MEASURED
 
 
 def speed_tables(reports: Sequence[Report]) -> str:
@@ -194,6 +233,7 @@ def render(readme: str, results: dict[str, Any], reports: Sequence[Report]) -> s
         "default": default_sentence(results),
         "gemm": gemm_table(json.loads(GEMM.read_text(encoding="utf-8"))),
         "growth": growth_sentence(results),
+        "short": short_table(reports),
         "presets": preset_table(),
         "speed": speed_tables(reports),
         "study": study_sentences(),
