@@ -23,8 +23,8 @@
 //             from the special function unit. O int32 across tiles while P is relative to the running maximum: a row whose
 //             maximum grows is rescaled alone (rescale.cuh). float32 O with a reference per tile or a scale of V per block, whose
 //             reference stays until a maximum is 2^20 times larger. An exact row sum adds P in float16, in a fixed order.
-// Edges       keys beyond kv_len and rows beyond q_len are padding, or rows of the next head; tiles no row sees are not
-//             visited, tiles that need no mask do not compute one.
+// Edges       keys beyond kv_len and rows beyond q_len are padding, or rows of the next head; tiles no row of an item sees
+//             are not copied, those no row of a warpgroup sees not multiplied; tiles that need no mask do not compute one.
 // Limits      int8 Q and K; key_block 64; key_window 0 or 64; a float P relative to the running maximum.
 // Twin        cupy_intfa.reference.emulator.attention(key_tile=kBc).
 #include "intfa/config.cuh"
@@ -57,19 +57,21 @@ struct Consumer {
 __device__ __forceinline__ void hide(Scores& s, const Consumer& c, u32 places, s32 j0) {
     const bool sorted = c.p.key_index;
     const s32 last = c.first_row() + c.g + c.p.causal_offset;  // key that the lane's first row sees
+    const s32 end = c.p.kv_len - j0 - 2 * c.t;                 // behind the last of the lane's columns 8n + e
+    const s32 in_block = kSpan == 64 ? 0 : j0 % 64;            // of the tile's first key
 #pragma unroll
     for (s32 n = 0; n < kNs; ++n) {
-        const s32 first = 8 * n + 2 * c.t;
-        const s32 block = kSpan == 64 ? j0 + n / 8 * 64 : (j0 + 8 * n) / 64 * 64;
-        const u32 two = load_half_word_or(0x100 + (j0 + first) % 64 * 0x101, places + first, sorted);
+        const s32 place = in_block + 8 * n, block = j0 - in_block + place / 64 * 64;
+        const u32 two =
+            load_half_word_or(0x100 + (place % 64 + 2 * c.t) * 0x101, places + 8 * n + 2 * c.t, sorted);
 #pragma unroll
         for (s32 e = 0; e < 2; ++e) {
-            const s32 key = j0 + first + e < c.p.kv_len ? block + (s32)(two >> 8 * e & 255) : 0x7fffffff;
+            const s32 key = 8 * n + e < end ? (s32)(two >> 8 * e & 255) : 255;  // its place in the block
 #pragma unroll
             for (s32 r = 0; r < 2; ++r) {
                 s32& x = s[n][2 * r + e];
                 if (!kKToken) x = __float_as_int((float)x);
-                if (key > last + 8 * r) x = __float_as_int(-INTFA_INF);
+                if (key > min(last + 8 * r - block, 254)) x = __float_as_int(-INTFA_INF);
             }
         }
     }
@@ -225,10 +227,14 @@ __device__ __forceinline__ void store(const Consumer& c, Output& o, const Rows& 
     }
 }
 
-// One item: all tiles that its rows see.
+// With more than two warpgroups some may see fewer tiles than the item, or have rows behind the last.
+constexpr bool kApart = kWarps > 8;
+
+// One item: all tiles that the warpgroup's rows see. What only the rows of others see it lets pass.
 __device__ __forceinline__ void attend(const Consumer& c, Ring<kStages>& ring) {
     const AttentionParams& p = c.p;
-    const s32 tiles = visible_tiles(p, c.item_row, kBr);
+    const s32 of_item = visible_tiles(p, c.item_row, kBr), row = c.warpgroup_row();
+    const s32 tiles = !kApart ? of_item : row < p.q_len ? visible_tiles(p, row, 64) : 0;
     const s32 lane = kBr > 128 ? 4 * c.g + c.t : threadIdx.x % 32;  // the same; either saves one a spill
     Rows rows;
 #pragma unroll
@@ -278,6 +284,12 @@ __device__ __forceinline__ void attend(const Consumer& c, Ring<kStages>& ring) {
         __syncwarp();  // other lanes have read scales there
         if (lane == 0) barrier_arrive(stage_empty(c.shared, ring.i));
         ring.advance();
+    };
+    auto let_pass = [&]() {
+        for (s32 i = tiles; kApart && i < of_item; ++i) {
+            barrier_wait(stage_full(c.shared, ring.i), ring.parity);
+            leave_stage();
+        }
     };
     // P V of the tile before, in parts where O is in floats: one part's product runs while the one before is added.
     auto start_part = [&](s32 i, const Probabilities& pr) {
@@ -358,6 +370,7 @@ __device__ __forceinline__ void attend(const Consumer& c, Ring<kStages>& ring) {
         leave_stage();
         take_up(turn);
     };
+    if (p.last_to_first) let_pass();
     if constexpr (kSerial) {
         for (s32 i = 0; i < tiles; ++i, j0 += stride) {
             scores(ring);
@@ -395,6 +408,7 @@ __device__ __forceinline__ void attend(const Consumer& c, Ring<kStages>& ring) {
             add_values(even);
         }
     }
+    if (!p.last_to_first) let_pass();
     store(c, o, rows, reference);
 }
 
@@ -403,7 +417,8 @@ __device__ __forceinline__ void consume(const AttentionParams& p, u32 shared, s3
     Ring<kStages> ring = {0, 0};
     Ring<kItemBuffers> item_ring = {0, 0};
     for (s32 item = blockIdx.x; item < items; item += gridDim.x) {
-        const u32 buffer = shared + kItemsAt + item_ring.i * kItemBytes;
+        // By a reduction, which leaves it in a uniform register.
+        const u32 buffer = __reduce_or_sync(0xffffffffu, shared + kItemsAt + item_ring.i * kItemBytes);
         barrier_wait(item_full(shared, item_ring.i), item_ring.parity);
         const Consumer c = {p, shared, buffer, warp, lane / 4, lane % 4, load_first_row(buffer)};
         attend(c, ring);

@@ -432,6 +432,22 @@ MUTATIONS = (
         "sm90",
     ),
     Mutation(
+        "tiles of others are left before they have come",
+        "attention_sm90.cu",
+        "barrier_wait(stage_full(c.shared, ring.i), ring.parity);\n            leave_stage();",
+        "leave_stage();",
+        "mbarrier",
+        "sm90",
+    ),
+    Mutation(
+        "tiles of others are let pass at the wrong end of the row",
+        "attention_sm90.cu",
+        "if (p.last_to_first) let_pass();",
+        "if (!p.last_to_first) let_pass();",
+        "deadlock",
+        "sm90",
+    ),
+    Mutation(
         "O moves along by three tiles where four are stored",
         "attention_sm90.cu",
         "o[k][e] = o[k + 4][e];",

@@ -16,7 +16,7 @@ from kernels.test_quantize import Inputs, inputs, packable
 from ptxsim.simulated import Setting, check_attention, check_quantise
 from strategies import DTYPES, Case, cases, dtype_of, restride, strides
 
-from cupy_intfa import PRESETS, Recipe, simulate
+from cupy_intfa import PRESETS, Recipe, attention, simulate
 from cupy_intfa.kernel_table import NAMED_KERNELS
 from cupy_intfa.ptxsim import Options, compile_ptx
 from cupy_intfa.ptxsim.parse import parse
@@ -66,6 +66,41 @@ def test_rows_of_several_blocks_and_tiles(setting: Setting) -> None:
     check_attention(setting, PRESETS["fast"], Case(heads=2, kv_heads=1, q_len=rows, kv_len=330, **mask))
     one = Case(q_len=min(rows, 64), kv_len=192)
     check_attention(replace(setting, options=Options(seed=1)), PRESETS["precise"], one)
+
+
+@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda s: f"{s.name}-{s.arch}")
+def test_a_block_of_rows_that_see_no_key(setting: Setting, head_dim: int) -> None:
+    """It has nothing to wait for: what it has begun to copy would still be under way at its end."""
+    rows = 3 if setting.name == "naive" else 65
+    mask: dict[str, Any] = {"is_causal": True, "causal_alignment": "bottom_right"}
+    for recipe in ("fast", "precise"):
+        check_attention(setting, PRESETS[recipe], Case(q_len=rows, kv_len=1, head_dim=head_dim, **mask))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "head_dim", "length", "mask", "tiles"),
+    [  # tiles that the 64 rows of each warpgroup see, of those that the whole item sees
+        ("fast", 128, 256, True, ((1, 1, 2), (2, 0, 0))),  # of 128 keys; 192 rows, then 64
+        ("paper", 128, 256, True, ((1, 1, 2), (2, 0, 0))),  # from the first key to the last
+        ("fast", 128, 70, False, ((1, 1, 0),)),
+        ("precise", 64, 300, True, ((1, 2, 3, 4), (5, 0, 0, 0))),  # of 64 keys; four warpgroups
+        ("half", 64, 300, True, ((1, 1, 2), (2, 3, 0))),  # products of one tile under the softmax of another
+        ("fast", 256, 200, True, ((1, 1), (2, 2))),  # two warpgroups go along with the item
+    ],
+)
+def test_warpgroups_leave_out_what_only_others_see(
+    recipe: str, head_dim: int, length: int, mask: bool, tiles: tuple[tuple[int, ...], ...]
+) -> None:
+    case = Case(heads=1, kv_heads=1, q_len=length, kv_len=length, head_dim=head_dim, is_causal=mask)
+    plan = Setting("sm90", "sm_90a").plan(PRESETS[recipe], describe(case))
+    out, trace = simulate(*case.arrays(), arch="sm_90a", recipe=recipe, is_causal=mask)
+    wanted = attention(*case.arrays(), recipe=recipe, is_causal=mask, backend="numpy")
+    np.testing.assert_allclose(out, wanted, atol=2e-2)  # test_a_kernel_is_its_twin is strict
+    products = sum(count for name, count in trace.instructions.items() if name.startswith("wgmma.mma_async"))
+    parts = 1 if recipe != "precise" else head_dim // 64
+    each = 4 * (head_dim // 32 + parts * plan.key_tile // (16 if recipe == "half" else 32))  # of four warps
+    assert products == each * sum(map(sum, tiles))
 
 
 @pytest.mark.parametrize("head_dim", [32, 64])
