@@ -114,7 +114,8 @@ def short_table(reports: Sequence[Report]) -> str:
     if report is None:
         return "Not measured yet."
     table, study = make_table(report), load_study(peers.STUDY.name)
-    places = [table.head.index(title) for title in (*SHAPES, "error")]
+    shapes = [title for title in SHAPES if title in table.head]
+    places = [table.head.index(title) for title in (*shapes, "error")]
     rows = []
     for name in IN_SHORT:
         cells = next((row for row in table.rows if row[0].strip("`") == name), None)
@@ -123,7 +124,7 @@ def short_table(reports: Sequence[Report]) -> str:
             normal = mean_error(study.rows, name, ("normal",)) if normal == NOT_MEASURED else normal
             rows.append([cells[0], *rates, normal, mean_error(study.rows, name, peers.LAYERS)])
     return (
-        f"{markdown(['TOPS', *SHAPES, 'error, N(0, 1)', 'error, real'], rows)}\n\n"
+        f"{markdown(['TOPS', *shapes, 'error, N(0, 1)', 'error, real'], rows)}\n\n"
         "TOPS by the kernel alone / from 16-bit tensors, quantising included; relative RMSE against float64 of N(0, 1) "
         f"in the last shape that ran, and on average over the layers of a small transformer. {report.gpu}, "
         f"{report.date[:10]}; real: {study.machine}, {study.date[:10]}. * cited; ≈ emulated; ~ disturbed while it was "
