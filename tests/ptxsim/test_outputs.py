@@ -67,7 +67,7 @@ def test_any_type_anywhere_is_float32_rounded_once(setting: Setting, name: str, 
     assert np.isfinite(exact).all()
     for dtype in DTYPES:
         wanted = exact.astype(dtype_of(dtype))
-        for where in WHERE if head_dim == 64 else ("dense", "backwards"):
+        for where in WHERE if head_dim == 64 and dtype == "float16" else ("dense", "backwards"):
             plan = setting.plan(recipe, describe(Case(**{**case.__dict__, "dtype": dtype})))
             found = run(setting, plan, qkv, dtype, where)
             assert found.tobytes() == wanted.tobytes(), (dtype, where)
