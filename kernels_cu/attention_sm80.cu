@@ -127,7 +127,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, INTFA_MIN_BLOCKS)
     const Places at = places_in(stages);
     Source from = source_of(p, kv, tiles);
     if constexpr (kSlack > 0) init_barriers(stages);
-    if (kQShared && tiles > 0) {
+    if constexpr (kQShared) {
         const s64 first_unit = ((s64)bh * p.q_pad + block * kBr) * kQkRow + 16 * threadIdx.x;
         copy_tile<kBr, kQkRow>(stages + kStagesBytes + copy_place<kQkRow>(), (const u8*)p.q + first_unit);
     }
@@ -236,6 +236,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, INTFA_MIN_BLOCKS)
         }
     }
 
+    if constexpr (kQShared) copy_commit();  // Q, where no tile is seen
     copy_wait<0>();
     __syncthreads();  // the stages are free: each warp turns its O in them, 8 rows at a time, to store whole rows
     float* turned = (float*)shared_bytes + warp * 8 * kD;
