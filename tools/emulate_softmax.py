@@ -10,7 +10,8 @@ exact      2^x
 cubic      what the kernel does: a cubic to the fourth power in every third group of 16 keys
 quadratic  a quadratic to the eighth power there: as many instructions
 fixed      x in fixed point by one integer multiply and add, instead of a conversion and an FMA: the bits of a float in
-           [16, 32) are linear in it. The factor of a score has 6 bits left. Exact 4 octaves below the maximum.
+           [16, 32) are linear in it. The factor of a score has 6 bits left. Exact 4 octaves below the maximum, where P
+           is cut off at R; a kernel would have to make R smaller.
 powers     the same with scales of Q and K that are powers of two, so that the factor is exact
 
 The second table starts with another reference of P: above the maximum of the first tile, where a normal row of that

@@ -126,9 +126,10 @@ def short_table(reports: Sequence[Report]) -> str:
     return (
         f"{markdown(['TOPS', *shapes, 'error, N(0, 1)', 'error, real'], rows)}\n\n"
         "TOPS by the kernel alone / from 16-bit tensors, quantising included; relative RMSE against float64 of N(0, 1) "
-        f"in the last shape that ran, and on average over the layers of a small transformer. {report.gpu}, "
-        f"{report.date[:10]}; real: {study.machine}, {study.date[:10]}. * cited; ≈ emulated; ~ disturbed while it was "
-        "measured. All shapes, and what they were measured with, are [below](#speed)."
+        "in the last shape that ran, and on average over the layers of a small transformer. "
+        f"{report.gpu}, commit {report.commit}, {report.date[:10]}; real: {study.machine}, {study.date[:10]}. * cited; "
+        f"≈ emulated on a CPU, N(0, 1) at D{study.settings['head_dim']} and {study.settings['keys']} keys; ~ disturbed "
+        "while it was measured. All shapes, and what they were measured with, are [below](#speed)."
     )
 
 

@@ -75,11 +75,11 @@ def _measure(settings: Samples, backend: str) -> Iterator[Row]:
 
 def _findings(rows: Rows) -> Iterator[str]:
     """Compare the presets with each rival, and then with what stands for those that were not run."""
+    finite = {row["recipe"] for row in rows if row["relative_rmse"] is not None}
     for rival in RIVALS:
-        measured = {row["recipe"]: row for row in rows if row["missing"] is None}
-        name = rival if rival in measured else STAND_IN.get(rival)
+        name = rival if rival in finite else STAND_IN.get(rival)
         if name:
-            stands = f"{rival}" if name == rival else f"{rival}, for which `{name}` stands,"
+            stands = rival if name == rival else f"{rival}, for which `{name}` stands,"
             said = ", ".join(_compared(rows, preset, name) for preset in CLAIMED)
             yield f"Error in units of that of {stands} {said}."
     missing = {row["recipe"]: row["missing"] for row in rows if row["missing"]}

@@ -73,3 +73,14 @@ def test_rivals_are_compared_case_by_case_and_stood_in_for() -> None:
         "on all), `half` 0.25 to 0.40 (less on all).",
         "These were not run: FA3 fp8 (gone), SageAttention 1 (gone).",
     ]
+
+
+def test_a_rival_without_a_finite_answer_is_not_divided_by() -> None:
+    ours = made(fast=(0.01, 0.02), precise=(0.01, 0.01), half=(0.005, 0.008), fp8_e4m3=(0.05, 0.05))
+    broken = [{**row, "missing": None} for row in made(**{"FA3 fp8": (None, None), "cuDNN fp8": (None, None)})]
+    others = made(**{sage.NAME: (0.03, 0.04)})
+    said = list(peers.STUDY.findings(ours + others + broken))
+    assert [text.split(" stands")[0] for text in said] == [
+        "Error in units of that of FA3 fp8, for which `fp8_e4m3`",
+        f"Error in units of that of SageAttention 2, for which `{sage.NAME}`",
+    ]
