@@ -101,7 +101,7 @@ class Plan:
     kernel : str
         Name of the kernel, or ``"emulator"``.
     key_tile : int
-        B_c, keys per tile.
+        B_c, keys per tile: whose maximum P is relative to, or the running maximum rises to.
     reasons : tuple of str
         Why this one, and why not another.
     cuda : CudaPlan or None
@@ -272,7 +272,7 @@ def _numpy_plan(problem: AttentionProblem, recipe: Recipe, reason: str) -> Plan:
         recipe=recipe,
         backend="numpy",
         kernel="emulator",
-        key_tile=_EMULATOR_KEY_TILE,
+        key_tile=recipe.key_block if recipe.p_reference == "tile" else _EMULATOR_KEY_TILE,
         reasons=(reason,),
     )
 

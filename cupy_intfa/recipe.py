@@ -63,12 +63,13 @@ class Recipe:
     v_granularity : {"tensor", "channel", "block", "block_channel", "token"}
         What shares one scale of V. ``token`` is folded into P before P is quantised.
     key_block : {32, 64, 128, 256}
-        Keys per block, per span of groups and per tile reference.
+        Keys per block, and per span of groups.
     p_levels : int
         R, the value of P at its reference: 127 (signed, the paper) or 255 (unsigned) for ``int8``; 255 for
         ``int8x2`` (65535 in two bytes); 1 for ``float16``; 1 or 256 for 8-bit floats.
     p_reference : {"running", "tile"}
-        P relative to the running maximum of its row (the paper), or to the row's maximum in its key block.
+        P relative to the running maximum of its row (the paper), or to the row's maximum in its key tile: as many keys as
+        the kernel multiplies at once (`Plan.key_tile`), ``key_block`` on the NumPy backend.
     row_sum : {"quantised", "exact"}
         The softmax denominator: the sum of the rounded P (the paper), or of P in float32 before any rounding.
     key_order : {"first_to_last", "last_to_first"}
@@ -192,7 +193,7 @@ def _presets() -> Mapping[str, Recipe]:
             "paper": paper,
             "paper_half": replace(paper, pv="float16", p_levels=1, row_sum="exact"),
             "fast": replace(tuned, v_granularity="channel", smooth_v=True),
-            "precise": replace(tuned, v_granularity="block_channel", p_reference="tile", smooth_v=True),
+            "precise": replace(tuned, v_granularity="channel", p_reference="tile", smooth_v=True, rotate=True),
             "half": replace(tuned, pv="float16", p_levels=1),
             "fp16": replace(fp8, qk="float16", pv="float16", p_levels=1),
             "fp8_e4m3": fp8,

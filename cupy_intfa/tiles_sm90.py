@@ -73,15 +73,17 @@ def find_sm90_tile(recipe: Recipe, head_dim: int, kv_len: int) -> Sm90Tile | Non
     token = recipe.k_granularity == "token"
     if not recipe.integer_pv:
         return (_HALF_TOKEN if token else _HALF)[head_dim]
-    if not integer_o(recipe):
-        return _FLOAT_O.get(head_dim)
-    tile = _INTEGER_TOKEN[head_dim] if token else _INTEGER[head_dim]
-    if kv_len > LONG_ROW:
+    if "block" in recipe.v_granularity:
+        return _V_BLOCK.get(head_dim)
+    tile = _TILE_REFERENCE[head_dim] if not integer_o(recipe) else _TOKEN[head_dim] if token else _GROUP[head_dim]
+    if kv_len <= _FEW:
+        tile = replace(tile, keys=min(tile.keys, 64))
+    elif integer_o(recipe) and kv_len > LONG_ROW:
         tile = replace(tile, keys=_KEYS_OF_LONG_ROW[tile.keys])
-    elif kv_len < _LARGE_FROM and not token:
-        tile = _SHORT.get(head_dim, tile)
-    # The polynomial is for P of 8 bits whose sum is taken before it is rounded.
-    return tile if recipe.p_levels == 255 and recipe.row_sum == "exact" else replace(tile, cubic=0)
+    elif kv_len < _LARGE_FROM:
+        tile = replace(tile, keys=min(tile.keys, 128))
+    # The polynomial is for P of 8 bits whose sum is taken before it is rounded; token scales take its registers.
+    return tile if recipe.p_levels == 255 and recipe.row_sum == "exact" and not token else replace(tile, cubic=0)
 
 
 def sm90_shared_bytes(recipe: Recipe, head_dim: int, tile: Sm90Tile, limit: int) -> tuple[int, int, int]:
@@ -118,8 +120,9 @@ def sm90_shared_bytes(recipe: Recipe, head_dim: int, tile: Sm90Tile, limit: int)
 
 _FEWEST_STAGES, _MOST_STAGES = 3, 4  # with two a tile is on its way for less than a turn: 557 of 909 TOPS at D 128
 _LARGE_FROM = 8192  # keys
+_FEW = 512  # keys: in tiles of 64 the first P are finer, being relative to a maximum of fewer keys
 _KEYS_OF_LONG_ROW = {192: 128, 128: 96, 96: 64}  # what empties O on the way takes registers
-_INTEGER = {
+_GROUP = {  # O in integers, K with group scales
     32: Sm90Tile(192, 3, q_shared=True, cubic=3, serial=True),
     64: Sm90Tile(192, 3, q_shared=True, cubic=3, serial=True),
     96: Sm90Tile(128, 3, q_shared=True, cubic=3, serial=True),
@@ -127,8 +130,7 @@ _INTEGER = {
     192: Sm90Tile(128, q_shared=True, cubic=3),
     256: Sm90Tile(128, q_shared=True, cubic=3),
 }
-_SHORT = {head_dim: replace(_INTEGER[head_dim], keys=128) for head_dim in (32, 64)}
-_INTEGER_TOKEN = {
+_TOKEN = {
     32: Sm90Tile(192, 3, q_shared=True, serial=True),
     64: Sm90Tile(96, 4, q_shared=True, serial=True),
     96: Sm90Tile(128, 3, q_shared=True, serial=True),
@@ -136,7 +138,12 @@ _INTEGER_TOKEN = {
     192: Sm90Tile(128, q_shared=True),
     256: Sm90Tile(96, q_shared=True),
 }
-_FLOAT_O = {  # D 32: 235 TOPS, attention_sm80 244
+_TILE_REFERENCE = {  # O in floats, of one product a tile
+    **_GROUP,
+    192: Sm90Tile(128, q_shared=True, cubic=3, serial=True),
+    256: Sm90Tile(128, q_shared=True, cubic=3, serial=True),
+}
+_V_BLOCK = {  # the same, of tiles of one block. D 32: 235 TOPS, attention_sm80 244
     64: Sm90Tile(64, 4, q_shared=True, serial=True),
     96: Sm90Tile(64, 4, q_shared=True, serial=True),
     128: Sm90Tile(64, 3, q_shared=True, serial=True),

@@ -64,14 +64,15 @@ __device__ __forceinline__ void load_scales(float (&scale)[kBlocks][2], const Ro
 __device__ __forceinline__ void raise_maxima(Rows (&rows)[kM], Output& o, const float (&top)[kM][2]) {
     bool grew = false;
 #pragma unroll
-    for (s32 m = 0; m < kM; ++m) grew = grew || top[m][0] > rows[m].m[0] || top[m][1] > rows[m].m[1];
+    for (s32 m = 0; m < kM; ++m)
+        grew = grew || top[m][0] > rows[m].m[0] + kRoom || top[m][1] > rows[m].m[1] + kRoom;
     if (!__any_sync(0xffffffffu, grew)) return;
 #pragma unroll
     for (s32 m = 0; m < kM; ++m)
 #pragma unroll
         for (s32 r = 0; r < 2; ++r) {
             if (top[m][r] >
-                rows[m].m[r]) {  // lanes of rows that have grown: the others' bits stay as they are
+                rows[m].m[r] + kRoom) {  // lanes of rows that have grown: the others' bits stay as they are
                 const float alpha = exp2_approx(rows[m].m[r] - top[m][r]);
                 rescale(o[m], r, alpha, rows[m].l[r]);
                 rows[m].l[r] *= alpha;
@@ -230,7 +231,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, INTFA_MIN_BLOCKS)
                 for (s32 m = 0; m < kM; ++m)
 #pragma unroll
                     for (s32 r = 0; r < 2; ++r)
-                        flush(p.o_flush + (warp_index + 16 * m + g + 8 * r) * kD, reference[m][r],
+                        flush<0>(p.o_flush + (warp_index + 16 * m + g + 8 * r) * kD, reference[m][r],
                               rows[m].m[r], r, t, o[m]);
             }
         }

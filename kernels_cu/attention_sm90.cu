@@ -116,8 +116,9 @@ __device__ __forceinline__ void find_maxima(Scores& s, Rows& rows, Turn& turn, c
             rows.m[r] = grew ? top : before;
             turn.weight[r] = exp2_approx(turn.m_ref[r] - rows.m[r]);
         } else {
-            turn.grew[r] = __any_sync(0xffffffffu, top > before);
-            rows.m[r] = fmaxf(before, top);
+            const bool grew = top > before + kRoom;
+            turn.grew[r] = __any_sync(0xffffffffu, grew);
+            rows.m[r] = grew ? top : before;
             turn.m_ref[r] = rows.m[r];
             turn.weight[r] = 1.0f;
         }
@@ -172,9 +173,7 @@ __device__ __forceinline__ Channels channels_of(const Consumer& c, const float* 
 // The two channels of row r in MMA tile n, finished.
 __device__ __forceinline__ float2 finished(const OutputRow& row, const s32 (&o)[4], s32 r, s32 at,
                                            float2 scale, float2 mean) {
-    const s32 x = o[2 * r], y = o[2 * r + 1];
-    float2 sum =
-        kFloatO ? make_float2(__int_as_float(x), __int_as_float(y)) : make_float2((float)x, (float)y);
+    float2 sum = make_float2(float_of(o[2 * r]), float_of(o[2 * r + 1]));
     if (kLong && !kFloatO && row.flushed) {
         sum.x = fmaf(row.flushed[at], row.flushed_weight, sum.x);
         sum.y = fmaf(row.flushed[at + 1], row.flushed_weight, sum.y);
@@ -249,7 +248,7 @@ __device__ __forceinline__ void attend(const Consumer& c, Ring<kStages>& ring) {
 #pragma unroll
     for (s32 n = 0; n < kNd; ++n)
 #pragma unroll
-        for (s32 e = 0; e < 4; ++e) o[n][e] = 0;
+        for (s32 e = 0; e < 4; ++e) o[n][e] = kZero;
     settle(o);
 
     const u64 q_tile = tile_at<kQkChunk>(c.item + c.warp / 4 * 64 * kQkChunk);
@@ -327,16 +326,16 @@ __device__ __forceinline__ void attend(const Consumer& c, Ring<kStages>& ring) {
 #pragma unroll
         for (s32 r = 0; r < 2; ++r) {
             if (turn.grew[r]) {
-                const float alpha = exp2_approx(turn.fall[r]), sum = quad_sum(rows.l[r]);
+                const float alpha = exp2_approx(turn.fall[r]);
+                if (!kSerial || in_o > 0) rescale(o, r, alpha, rows.l[r], in_o * kBc);
                 rows.l[r] *= alpha;
-                if (turn.fall[r] < 0.0f && (!kSerial || in_o > 0)) rescale(o, r, alpha, sum);
             }
             rows.l[r] += turn.sum[r];
             weight[r] = turn.weight[r];
             if constexpr (kLong && !kFloatO) {
                 if ((!kSerial || in_o > 0) && in_o % kFlushTiles == 0 &&
                     c.is_there(r))  // else the scratch is another head's
-                    flush(p.o_flush + c.row_index(r) * kD, reference[r], rows.m[r], r, c.t, o);
+                    flush<kZero>(p.o_flush + c.row_index(r) * kD, reference[r], rows.m[r], r, c.t, o);
             }
         }
         ++summed;
@@ -432,7 +431,8 @@ extern "C" __global__ void __launch_bounds__(kThreads + 128, 1)
     attention_sm90(const __grid_constant__ AttentionParams p, const __grid_constant__ TensorMap q_map,
                    const __grid_constant__ TensorMap k_map, const __grid_constant__ TensorMap v_map) {
     extern __shared__ __align__(1024) u8 shared_bytes[];
-    const u32 shared = shared_address(shared_bytes);
+    const u32 first = shared_address(shared_bytes);
+    const u32 shared = kSerial ? __reduce_or_sync(0xffffffffu, first) : first;  // reduced: in a uniform register
     const s32 warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);  // so that the compiler knows it uniform
     if (threadIdx.x == 0) init_barriers(shared);
     __syncthreads();

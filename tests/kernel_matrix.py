@@ -83,7 +83,7 @@ def attention_builds() -> tuple[list[Build], list[Build]]:
     made = [Recipe(**qk, **pv, **softmax) for qk, pv, softmax in product(QK_PARTS, PV_PARTS, _SOFTMAX_PARTS)]
     runnable = (recipe for recipe in (*made, *PRESETS.values()) if no_packing(recipe) is None)
     recipes = {common_defines(recipe, 0): recipe for recipe in runnable}.values()
-    problems = [describe(d, kv_len) for d, kv_len in product(HEAD_DIM_TILES, (KEY_BLOCK, 16384, LONG_ROW + 1))]
+    problems = [describe(d, kv_len) for d, kv_len in product(HEAD_DIM_TILES, (KEY_BLOCK, 1024, 16384, LONG_ROW + 1))]
     rows = (*KERNELS, *(row for row in NAMED_KERNELS.values() if row not in KERNELS))
     taken: dict[Build, None] = {}
     named: dict[Build, None] = {}

@@ -91,7 +91,7 @@ def p_noise(recipe: Recipe, length: int, head_dim: int, key_tile: int) -> float:
         size = math.exp(2 * log_mean) * mean_of_max(head_dim, lambda a: a**-2)
 
     if recipe.p_reference == "tile":
-        mean = mean_square_level(min(recipe.key_block, length), spread)
+        mean = mean_square_level(min(key_tile, length), spread)
     else:
         ends = range(key_tile, length + 1, key_tile)
         mean = sum(mean_square_level(end, spread) for end in ends) / len(ends)

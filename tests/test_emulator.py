@@ -113,14 +113,6 @@ def test_agrees_with_exact_attention(case: Case, recipe: Recipe) -> None:
     assert_within(lse, exact_lse, lse_bound, f"lse, {recipe.name}")
 
 
-@given(cases(), recipes(), key_tiles, key_tiles)
-def test_tile_reference_does_not_know_the_key_tile(case: Case, recipe: Recipe, a: int, b: int) -> None:
-    qkv = quantize_arrays(*case.arrays(), recipe=replace(recipe, p_reference="tile"))
-    (out_a, lse_a), (out_b, lse_b) = run(qkv, case, a), run(qkv, case, b)
-    assert out_a.tobytes() == out_b.tobytes()
-    assert lse_a.tobytes() == lse_b.tobytes()
-
-
 @pytest.mark.parametrize("name", PRESETS)
 @pytest.mark.parametrize("alignment", ALIGNMENTS)
 def test_mask_compares_original_indices(name: str, alignment: str) -> None:

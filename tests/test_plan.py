@@ -61,13 +61,44 @@ def test_architecture_decides_the_kernel(arch: str, preset: str) -> None:
 @pytest.mark.parametrize("head_dim", [8, 32, 33, 100, 200, 256])
 @pytest.mark.parametrize("preset", ["paper", "paper_half", "fast", "precise", "half"])
 def test_hopper_runs_int8_by_wgmma(preset: str, head_dim: int) -> None:
-    number = 80 if preset == "precise" and head_dim <= 32 else 90  # the faster one
-    assert on_gpu(problem_of(Case(head_dim=head_dim)), PRESETS[preset])[1].source == f"attention_sm{number}"
+    assert on_gpu(problem_of(Case(head_dim=head_dim)), PRESETS[preset])[1].source == "attention_sm90"
+
+
+BLOCKS_OF_V = get_recipe("precise", v_granularity="block_channel")
+
+
+@pytest.mark.parametrize(("head_dim", "number"), [(32, 80), (64, 90)])
+def test_hopper_runs_a_scale_of_v_per_block_by_the_faster_kernel(head_dim: int, number: int) -> None:
+    assert on_gpu(problem_of(Case(head_dim=head_dim)), BLOCKS_OF_V)[1].source == f"attention_sm{number}"
 
 
 def test_naming_a_kernel_that_is_slower_says_so() -> None:
-    with pytest.raises(NotImplementedError, match="attention_sm90 is slower than attention_sm80 for precise at D 32"):
-        make_plan(problem_of(Case(head_dim=32)), PRESETS["precise"], "sm90", HOPPER)
+    with pytest.raises(NotImplementedError, match="attention_sm90 is slower than attention_sm80 for .* at D 32"):
+        make_plan(problem_of(Case(head_dim=32)), BLOCKS_OF_V, "sm90", HOPPER)
+
+
+@pytest.mark.parametrize(
+    ("preset", "head_dim", "kv_len", "keys"),
+    [
+        ("fast", 64, 512, 64),
+        ("fast", 64, 513, 128),
+        ("fast", 64, 8192, 192),
+        ("fast", 64, 65537, 128),
+        ("precise", 128, 512, 64),
+        ("precise", 128, 513, 128),
+        ("precise", 64, 65537, 192),
+        ("paper", 256, 300, 64),
+    ],
+)
+def test_hopper_takes_tiles_by_the_length_of_rows(preset: str, head_dim: int, kv_len: int, keys: int) -> None:
+    problem = problem_of(Case(head_dim=head_dim, kv_len=kv_len))
+    assert on_gpu(problem, PRESETS[preset])[0].key_tile == keys
+
+
+@pytest.mark.parametrize(("key_block", "reference", "keys"), [(32, "tile", 32), (128, "tile", 128), (32, "running", 64)])
+def test_the_emulator_takes_key_blocks_for_tiles_of_a_reference(key_block: int, reference: str, keys: int) -> None:
+    recipe = get_recipe("paper", p_reference=reference, key_block=key_block)
+    assert make_plan(SMALL, recipe, "numpy").key_tile == keys
 
 
 def test_hopper_without_a_compiler_for_wgmma_takes_mma_sync_and_says_so() -> None:

@@ -171,7 +171,7 @@ def _scores(qkv: QuantizedQKV, at: tuple[int, int, int], scale: float, causal_of
 
 def _references(folded: Float64, recipe: Recipe, key_tile: int) -> tuple[Float64, Float64, int]:
     """Find the reference of each key, the last maximum of each row, and the number of tiles."""
-    tile = np.arange(folded.shape[1]) // (recipe.key_block if recipe.p_reference == "tile" else key_tile)
+    tile = np.arange(folded.shape[1]) // key_tile
     count = int(tile[-1]) + 1
     m_tile = np.stack([folded[:, tile == t].max(axis=1) for t in range(count)], axis=1)
     onward = slice(None) if recipe.key_order == "first_to_last" else slice(None, None, -1)
@@ -218,7 +218,7 @@ def _weights(scores: _Scores, folded: Float64, recipe: Recipe, key_tile: int) ->
         weight=weight,
         weight_off=tiles * (EXP2 + 3 * U) + 2 * maximum_error + 8 * U * (np.abs(_finite(last)) + sizes),
         last=_finite(last)[:, 0],
-        keys=min(recipe.key_block if recipe.p_reference == "tile" else key_tile, folded.shape[1]),
+        keys=min(key_tile, folded.shape[1]),
         tiles=tiles,
     )
 

@@ -57,8 +57,8 @@ def attention(
     scale : float
         Factor of the scores, above 0.
     key_tile : int
-        B_c, the keys per tile of the running reference; a multiple of 8, at most 512. A tile reference, and V
-        scaled per block, work in the recipe's key blocks instead.
+        B_c, the keys per tile, whose maximum P is relative to or the running maximum rises to; a multiple of 8, at most
+        512.
     causal_offset : int, optional
         Query i sees the keys j ≤ i + causal_offset; None is no mask.
 
@@ -190,7 +190,6 @@ def _attend(
 ) -> _State:
     """Loop over the key tiles (Algorithm 1, the inner loop)."""
     recipe, rows = qkv.recipe, len(queries.q)
-    tile = recipe.key_block if recipe.p_reference == "tile" else key_tile
     state = _State(
         o=np.zeros((rows, keys.v.shape[1]), np.float32),
         l=np.zeros(rows, np.float32),
@@ -199,7 +198,7 @@ def _attend(
     )
     # A row that leaves float32 makes NaN on the way to the NaN that its mark will write anyway.
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        for cols in _tiles(len(keys.k), tile, recipe.key_order):
+        for cols in _tiles(len(keys.k), key_tile, recipe.key_order):
             hidden = None
             if limit is not None and keys.index[cols].max() > limit[0]:
                 hidden = keys.index[cols] > limit[:, None]

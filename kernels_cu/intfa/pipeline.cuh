@@ -37,7 +37,6 @@ constexpr u32 kSharedBytes = kBarriersAt + 16 * (kStages + kItemBuffers);
 static_assert(kM == 1 && (kWarps == 8 || kWarps == 12 || kWarps == 16),
               "INTFA_WARPS: two to four warpgroups, of 64 rows each");
 static_assert(kQk == kInt8 && kStep == kBc, "INTFA_QK, INTFA_STEP: int8, and a step is a tile");
-static_assert(kBc == 64 || !kTileRef, "INTFA_BC: the tile of a tile reference is the key block");
 static_assert(kStageBytes % 1024 == 0 && kTileK % 1024 == 0,
               "a tile starts where its swizzle pattern starts");
 #ifdef INTFA_SHARED_BYTES

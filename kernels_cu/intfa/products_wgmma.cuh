@@ -66,8 +66,10 @@ __device__ __forceinline__ void start_output(Output& o, const Probabilities& p, 
     }
 }
 
-// O in floats takes integer products in parts, of as many channels as registers are left for.
-constexpr s32 kPartChannels = kD == 64 || (kWarps == 8 && !kKToken) ? 64 : 32;
+// O in floats takes integer products in parts, of as many channels as registers are left for: in series those of S are.
+constexpr s32 kPartChannels = kSerial && !kVBlock                             ? (kD == 256 ? 128 : kD)
+                              : kD == 64 || (kWarps == 8 && !kKToken) ? 64
+                                                                      : 32;
 constexpr s32 kParts = kIntegerPv && kFloatO ? kD / kPartChannels : 0;  // 0: O is the accumulator
 typedef s32 Part[kPartChannels / 8][4];
 
@@ -102,16 +104,49 @@ __device__ __forceinline__ void settle(s32 (&x)[kCount][4]) {
         for (s32 e = 0; e < 4; ++e) asm volatile("" : "+r"(x[i][e])::"memory");
 }
 
-// The maximum of this lane's row r has grown: bring O to the new reference. `sum` is the row's so far.
-__device__ __forceinline__ void rescale(Output& o, s32 r, float alpha, float sum) {
-    const Rescale by = rescale_by(alpha, sum);
+// An integer O starts here: as floats its registers are 12582912 + O while |O| < 2^22, and so they come out of one FMA, times
+// alpha plus 12582912 (1 - alpha). The error is half a unit, and half at most by which the addend is rounded; with alpha 1
+// no bit changes.
+constexpr s32 kZero = kFloatO ? 0 : 0x4b400000;
+constexpr float kZeroFloat = 12582912.0f;
+
+__device__ __forceinline__ float float_of(s32 o) {
+    return kFloatO ? __int_as_float(o) : (float)(o - kZero);
+}
+
+// Whether row r's |O| is below 2^22 in this lane: by its share l of the row sum, for 127 times the sum of rounded P is at
+// least as much, and that at most the sum of P and half of the keys; or by the registers, whose first nine bits then agree.
+__device__ __forceinline__ bool is_near(float l, s32 keys) { return l < 8192.0f - 0.125f * (float)keys; }
+__device__ __forceinline__ bool is_seen_near(const Output& o, s32 r) {
+    s32 other = 0;
+#pragma unroll
+    for (s32 n = 0; n < kNd; ++n) other |= (o[n][2 * r] ^ kZero) | (o[n][2 * r + 1] ^ kZero);
+    return (u32)other < 0x800000u;
+}
+
+// Every register of row r.
+template <class Scaled>
+__device__ __forceinline__ void scale_row(Output& o, s32 r, Scaled scaled) {
 #pragma unroll
     for (s32 n = 0; n < kNd; ++n)
 #pragma unroll
-        for (s32 e = 2 * r; e < 2 * r + 2; ++e) {
-            if constexpr (kFloatO)
-                o[n][e] = __float_as_int(__int_as_float(o[n][e]) * alpha);
-            else
-                o[n][e] = rescaled(o[n][e], by);
-        }
+        for (s32 e = 2 * r; e < 2 * r + 2; ++e) o[n][e] = scaled(o[n][e]);
+}
+
+// The maximum of some of the warp's rows r has grown: bring O to the new references. `l` are lanes' parts of the row sums so
+// far, of so many keys; alpha is 1 where a maximum has not grown.
+__device__ __forceinline__ void rescale(Output& o, s32 r, float alpha, float l, s32 keys) {
+    if constexpr (kFloatO) {
+        scale_row(o, r, [&](s32 x) { return __float_as_int(__int_as_float(x) * alpha); });
+        return;
+    }
+    bool near = __all_sync(0xffffffffu, is_near(l, keys));
+    if (!near) near = __all_sync(0xffffffffu, is_seen_near(o, r));
+    if (near) {
+        const float addend = fmaf(-alpha, kZeroFloat, kZeroFloat);
+        scale_row(o, r, [&](s32 x) { return __float_as_int(fmaf(__int_as_float(x), alpha, addend)); });
+    } else {
+        const Rescale by = rescale_by(alpha, quad_sum(l));
+        if (alpha < 1.0f) scale_row(o, r, [&](s32 x) { return rescaled(x - kZero, by) + kZero; });
+    }
 }

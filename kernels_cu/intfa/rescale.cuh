@@ -7,7 +7,10 @@
 //
 // A row that has not grown must not come here: it would be rounded too.
 #pragma once
-#include "types.cuh"
+#include "config.cuh"
+
+// How far a maximum may pass the reference of a float16 P before O follows: P is as exact up to 2^8 as up to 1.
+constexpr float kRoom = kPv == kHalf ? 8.0f : 0.0f;
 
 struct Rescale {
     float alpha, anchor;  // 1.5 * 2^(23 + k)

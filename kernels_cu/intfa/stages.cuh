@@ -27,7 +27,7 @@ constexpr u32 kStageV = kBc * kQkRow, kStageKScale = kStageV + kVBytes,
 static_assert(kBc == 64 || kBc == 128, "INTFA_BC: 64 or 128, whole blocks of V");
 static_assert(kSlack == 0 || __CUDA_ARCH__ >= 800, "INTFA_SLACK: mbarriers come with sm_80");
 static_assert(kBr <= 128, "INTFA_WARPS, INTFA_M_TILES: the packing pads Q to 128 rows");
-static_assert(kStep == 64 || !kTileRef, "INTFA_STEP: the tile of a tile reference is the key block");
+static_assert(kStep == 64 || !kTileRef, "INTFA_STEP: a tile reference is that of 64 keys");
 constexpr s32 kAhead = kStages - 1 - kSlack;  // tiles that are on their way while one is read
 
 constexpr u32 kStagesBytes = kStages * sizeof(Stage);

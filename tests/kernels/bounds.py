@@ -7,7 +7,8 @@ constant rounded down are one rounding each, and the FMA's sum is rounded once. 
   contain a rounding border: by one level of an integer, by one unit in the last place of a float;
 - a rescale, for each tile whose maximum has grown: the same 12u, and three roundings. Integer accumulators are rounded
   to a unit, and the factor to 2⁻³¹ of at most 255·127·keys: together ½ + keys·2⁻¹⁶ units, brought to the last maximum;
-  or, by way of floats (kernels_cu/intfa/rescale.cuh), to a unit or 2⁻¹³ of the row's sum of P, and to 2⁻²⁴ before;
+  or, as floats (kernels_cu/intfa/rescale.cuh), by a unit, of which half is the factor's share, or 2⁻¹⁴ of the row's sum
+  of P, and to 2⁻²⁴ before;
 - additions: two roundings a tile each, in the emulator's float32 O as in a kernel's; the keys of a tile where l adds
   P itself; and every key after it where tensor cores add float products, whose alignment truncates each of them;
 - a weight of a tile's own reference: another 12u; the flush of a row at 65 536 keys: the same and four roundings;
@@ -48,19 +49,21 @@ class Arithmetic:
     takes it off again and is rounded for it, in rows whose largest c·s_k is 2.4·10⁻⁴ at most. ``sums_halves``: an
     exact row sum adds P rounded to float16, ``"pairs"`` of keys j and j + 8 that are rounded once more where P has 8
     bits, or ``"chain"``: those pairs one after the other through 128 keys of a tile, in float16, which every row sum of
-    a float P does. ``rescales_floats``: an integer O goes through floats when a maximum has grown. ``cubic`` n: the
-    first of every n groups of 16 keys has P from a polynomial (`cubic_exp2`).
+    a float P does. ``rescales_floats``: an integer O goes through floats when a maximum has grown. ``room``: octaves by
+    which a maximum may pass the reference of a float16 P before the reference follows. ``cubic`` n: the first of every
+    n groups of 16 keys has P from a polynomial (`cubic_exp2`).
     """
 
     folds_bias: bool = False
     sums_halves: str = ""
     rescales_floats: bool = False
+    room: float = 0.0
     cubic: int = 0
 
 
 ARITHMETIC = {
-    "sm90": Arithmetic(sums_halves="chain", rescales_floats=True),
-    "sm80": Arithmetic(folds_bias=True, sums_halves="pairs", rescales_floats=True),
+    "sm90": Arithmetic(sums_halves="chain", rescales_floats=True, room=8.0),
+    "sm80": Arithmetic(folds_bias=True, sums_halves="pairs", rescales_floats=True, room=8.0),
     "dp4a": Arithmetic(),
     "naive": Arithmetic(),
 }
@@ -168,8 +171,7 @@ class _Keys:
 
 def _keys(qkv: QuantizedQKV, b: int, g: int, key_tile: int) -> _Keys:
     recipe, order = qkv.recipe, stored_order(qkv, b, g)
-    tile = recipe.key_block if recipe.p_reference == "tile" else key_tile
-    pad = -len(order) % tile
+    pad = -len(order) % key_tile
     v = qkv.v[b, g].astype(np.float64)[order] * value_scales(qkv, b, g, order)
     k_mean = None
     if qkv.k_mean is not None:
@@ -186,7 +188,7 @@ def _keys(qkv: QuantizedQKV, b: int, g: int, key_tile: int) -> _Keys:
         k_scale_max=qkv.k_scale[b, g].max(),
         unit=np.broadcast_to(value_scales(qkv, b, g, order)[0], v.shape[1:]),
         index=np.pad(order, (0, pad), constant_values=2**40),
-        tile=tile,
+        tile=key_tile,
         k_mean=k_mean,
         v_mean=np.zeros(v.shape[1]) if qkv.v_mean is None else np.abs(qkv.v_mean[b, g].astype(np.float64)),
     )
@@ -239,6 +241,7 @@ class _Tiles:
     """The course of the maximum over the tiles, each array (rows, T)."""
 
     reference: Float64  # of P
+    own: Float64  # of the kernel's P
     weight: Float64  # 2^(reference − last maximum)
     growths: Float64  # rescales after the tile
     steps: Float64  # tiles from this one to the last
@@ -260,10 +263,18 @@ def _tiles(recipe: Recipe, x: Float64, tile: int, kernel: Arithmetic) -> _Tiles:
         sums = recipe.p_top * np.exp2(x.reshape(len(x), -1, tile)[:, onward] - finite[..., None]).sum(axis=2)
         for i in range(1, count):  # to the reference after each tile
             sums[:, i] += sums[:, i - 1] * np.exp2(np.minimum(finite[:, i - 1] - finite[:, i], 0.0))
-        rounding[:, 1:] = np.maximum(0.5, 2.0**-14 * sums[:, :-1]) + 2.0**-16 * sums[:, :-1]
+        rounding[:, 1:] = np.maximum(1.0, 2.0**-14 * sums[:, :-1]) + 2.0**-16 * sums[:, :-1]
     reference = running[:, onward] if recipe.p_reference == "running" else m_tile
+    own = reference
+    if kernel.room and recipe.pv == "float16":
+        own, m = np.empty(reference.shape), np.full(len(x), -np.inf, np.float32)
+        for i in np.arange(count)[onward]:
+            top = m_tile[:, i].astype(np.float32)
+            m = np.where(top > m + np.float32(kernel.room), top, m)
+            own[:, i] = m
     return _Tiles(
         reference=reference,
+        own=own,
         weight=np.where(np.isneginf(reference), 0.0, np.exp2(np.minimum(_finite(reference) - _finite(last), 0.0))),
         growths=growths[:, onward],
         steps=np.broadcast_to(np.arange(count, 0, -1.0)[onward], running.shape),
@@ -308,26 +319,26 @@ def _within(p: Float64, off: Array | float) -> _P:
 
 
 def _probabilities(recipe: Recipe, scores: _Scores, tiles: _Tiles, kernel: Arithmetic) -> tuple[_P, _P]:
-    """Give P of the emulator and P of the kernel."""
+    """Give P of the emulator and P of the kernel, each relative to its own reference."""
     rows, count = tiles.reference.shape
-    base = float(np.log2(np.float32(recipe.p_top))) - _finite(tiles.reference)
+    log2_top = float(np.log2(np.float32(recipe.p_top)))
     x, bias = (a.reshape(rows, count, -1) for a in (scores.x, np.broadcast_to(scores.bias, scores.x.shape)))
 
-    def exponent(more: Float64 | float) -> Float64:
-        constant = _towards(_towards(base, -np.inf)[..., None] - more, -np.inf)
+    def exponent(reference: Float64, more: Float64 | float) -> Float64:
+        constant = _towards(_towards(log2_top - _finite(reference), -np.inf)[..., None] - more, -np.inf)
         rounded: Float64 = (x + more + constant).astype(np.float32).astype(np.float64).reshape(rows, -1)
         return rounded
 
-    p, off = np.exp2(exponent(0.0)), np.full((1, 1), EX2)
+    p, own_p, off = np.exp2(exponent(tiles.reference, 0.0)), np.exp2(exponent(tiles.own, 0.0)), np.full((1, 1), EX2)
     if recipe.qk != "int8":  # neither the exponent's bits nor those of the references are the same
         reach = np.abs(_finite(scores.x)).max(axis=1, keepdims=True) + 24
         m_off = scores.off.max(axis=1, keepdims=True)  # of a maximum: that of the farthest score
         off = EX2 + np.expm1(LN_2 * (scores.off + m_off + 8 * U * reach))
-    own = _within(np.exp2(exponent(bias)) if kernel.folds_bias and recipe.qk == "int8" else p, off)
+    own = _within(np.exp2(exponent(tiles.own, bias)) if kernel.folds_bias and recipe.qk == "int8" else own_p, off)
     if kernel.cubic:
         group = np.arange(p.shape[1]) % (x.shape[2]) // 16
         top = np.float32(1 - np.float64(np.log2(np.float32(recipe.p_top))) / CUBIC_REACH)
-        zero = (_towards(base, -np.inf) / CUBIC_REACH + top).astype(np.float32).astype(np.float64)
+        zero = (_towards(log2_top - _finite(tiles.own), -np.inf) / CUBIC_REACH + top).astype(np.float32).astype(np.float64)
         u = (x / CUBIC_REACH + zero[..., None]).astype(np.float32).astype(np.float64).reshape(rows, -1)
         cubic = np.where(group % kernel.cubic == 0, cubic_exp2(u), np.nan)
         own = _P(*(np.where(np.isnan(cubic), a, cubic) for a in (own.meant, own.low, own.high)))
@@ -349,6 +360,7 @@ def _bound_rows(
     m_off = scores.off.max(axis=1, keepdims=True)
     p, own = _probabilities(recipe, scores, tiles, arithmetic)
     size, weight = np.abs(keys.v), np.repeat(tiles.weight, width, axis=1)
+    unit = np.repeat(np.exp2(_finite(tiles.own) - _finite(tiles.reference)), width, axis=1)  # of the kernel's P
 
     # What happens to a tile's part of O and of l from its own tile to the last, relatively.
     drift = (
@@ -361,14 +373,18 @@ def _bound_rows(
     l_drift = drift + (2 * U if integer_sum else U * (width + 19))
     o_rel, l_rel = (np.repeat(a, width, axis=1) for a in (o_drift, l_drift))
 
-    def row_sum(p: Float64, halves: str = "") -> Float64:
-        total: Float64 = (weight * _terms(p, recipe, halves, width)).sum(axis=1)[:, None]
+    def row_sum(p: Float64) -> Float64:
+        total: Float64 = (weight * _terms(p, recipe, "", width)).sum(axis=1)[:, None]
+        return total
+
+    def own_sum(p: Float64) -> Float64:
+        total: Float64 = (weight * unit * _terms(p, recipe, arithmetic.sums_halves, width)).sum(axis=1)[:, None]
         return total
 
     # Rounding is monotone: the ends of P give the ends of what it becomes.
-    ends = [[round_p(x, recipe) for x in (one.low, one.high)] for one in (p, own)]
+    ends = [[u * round_p(x, recipe) for x in (one.low, one.high)] for one, u in ((p, 1.0), (own, unit))]
     p_off = np.maximum(ends[0][1] - ends[1][0], ends[1][1] - ends[0][0])
-    sums = [[row_sum(x) for x in (p.low, p.high)], [row_sum(x, arithmetic.sums_halves) for x in (own.low, own.high)]]
+    sums = [[row_sum(x) for x in (p.low, p.high)], [own_sum(x) for x in (own.low, own.high)]]
     l_off = np.maximum(sums[0][1] - sums[1][0], sums[1][1] - sums[0][0])
     l = row_sum(p.meant)  # noqa: E741 (the paper's letter)
     l = np.where(l == 0, 1.0, l)  # noqa: E741
@@ -379,8 +395,8 @@ def _bound_rows(
     o_off = (weight * (p_off + rounded * o_rel)) @ size + units
 
     centred = ((weight * round_p(p.meant, recipe)) @ keys.v) / l
-    own_l = row_sum(own.meant, arithmetic.sums_halves)
-    shift = ((weight * round_p(own.meant, recipe)) @ keys.v) / np.where(own_l == 0, 1.0, own_l) - centred
+    own_l = own_sum(own.meant)
+    shift = ((weight * unit * round_p(own.meant, recipe)) @ keys.v) / np.where(own_l == 0, 1.0, own_l) - centred
     out = (o_off / l + np.abs(centred) * (r + 8 * U)) / (1 - r)
     out += 4 * U * (np.abs(centred) + keys.v_mean) + TINY * (count + 4)
     lse = r[:, 0] / (1 - r[:, 0]) + LN_2 * m_off[:, 0]

@@ -133,7 +133,7 @@ def test_a_wrong_count_of_bytes_does_not_compile(source: str) -> None:
         ({"BC": 96}, "INTFA_BC: 64 or 128"),
         ({"BC": 128, "V_BLOCK": 1}, "INTFA_BC: V with a scale per block"),
         ({"STEP": 16}, "INTFA_STEP: 32 or 64"),
-        ({"STEP": 32, "TILE_REF": 1}, "INTFA_STEP: the tile of a tile reference"),
+        ({"STEP": 32, "TILE_REF": 1}, "INTFA_STEP: a tile reference is that of 64 keys"),
         ({"QK": 1, "K_TOKEN": 0}, "INTFA_QK: a float Q and K go with"),
         ({"PV": 1, "V_BLOCK": 1}, "INTFA_V_BLOCK: a float V has one scale"),
         ({"QK": 1, "PV": 1, "K_TOKEN": 1}, "INTFA_K_TOKEN: a float K has one scale"),
