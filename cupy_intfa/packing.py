@@ -32,6 +32,16 @@ ALIGNMENT = 256  # bytes, of every array in the workspace
 V_ORDER = (0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15)
 
 
+def has_offset_values(recipe: Recipe) -> bool:
+    """
+    Tell whether 8-bit codes of V are stored 128 too large, as bytes without a sign.
+
+    Where a tile's P V goes to floats: sums that are never negative need no conversion
+    (kernels_cu/intfa/products_wgmma.cuh).
+    """
+    return recipe.integer_pv and recipe.p_reference == "tile" and "block" not in recipe.v_granularity
+
+
 @dataclass(frozen=True)
 class Region:
     """One array of the workspace: byte offset, shape, dtype."""
@@ -58,12 +68,12 @@ class Packing:
         Lengths padded to `QUERY_PAD` and `KEY_PAD`.
     regions : mapping of str to Region
         ``q`` (B, Hq, Sq, D); ``k`` (B, Hkv, Skv, D) in stored order; ``v`` (B, Hkv, Skv/64, D, 64) for 8-bit codes,
-        keys of each 16 in `V_ORDER`, or (B, Hkv, Skv, D) for float16; ``q_scale``, ``q_mark`` (B, Hq, Sq);
-        ``k_scale`` (B, Hkv, Skv) per token, else (B, Hkv, Skv/64, 4); ``k_scale_max``, ``kv_mark`` (B, Hkv);
-        ``v_scale`` (B, Hkv, Skv/64, D) per block, else (B, Hkv, D); if smoothed ``k_mean``, ``v_mean`` (B, Hkv, D)
-        and ``q_kmean`` (B, Hq, Sq) = s_q · Q8 · k̄; if sorted ``key_index`` (B, Hkv, Skv) uint8, the original
-        place inside its block of the key at each position. Lengths and D are padded; padding holds codes 0 and
-        scales 1.
+        keys of each 16 in `V_ORDER`, integers 128 too large where `has_offset_values`, or (B, Hkv, Skv, D) for float16;
+        ``q_scale``, ``q_mark`` (B, Hq, Sq); ``k_scale`` (B, Hkv, Skv) per token, else (B, Hkv, Skv/64, 4);
+        ``k_scale_max``, ``kv_mark`` (B, Hkv); ``v_scale`` (B, Hkv, Skv/64, D) per block, else (B, Hkv, D); if smoothed
+        ``k_mean``, ``v_mean`` (B, Hkv, D) and ``q_kmean`` (B, Hq, Sq) = s_q · Q8 · k̄; if sorted ``key_index``
+        (B, Hkv, Skv) uint8, the original place inside its block of the key at each position. Lengths and D are padded;
+        padding holds codes 0 and scales 1.
     nbytes : int
         Size of the workspace.
     """
@@ -96,7 +106,7 @@ def _shapes(p: AttentionProblem, recipe: Recipe) -> Iterator[tuple[str, tuple[in
     q, kv, blocks = (p.batch, p.heads), (p.batch, p.kv_heads), skv // KEY_BLOCK
     f32, u8 = np.dtype(np.float32), np.dtype(np.uint8)
     qk_dtype = FORMATS[recipe.qk].dtype
-    v_dtype = FORMATS["int8" if recipe.integer_pv else recipe.pv].dtype
+    v_dtype = u8 if has_offset_values(recipe) else FORMATS["int8" if recipe.integer_pv else recipe.pv].dtype
     yield "q", (*q, sq, d), qk_dtype
     yield "k", (*kv, skv, d), qk_dtype
     yield "v", (*kv, skv, d) if v_dtype.itemsize == 2 else (*kv, blocks, d, KEY_BLOCK), v_dtype
@@ -181,7 +191,8 @@ def pack(qkv: QuantizedQKV, packing: Packing, workspace: Array, xp: Namespace) -
     if v.dtype.itemsize == 2:
         _fill(to["v"], v)
     else:
-        to["v"][...] = _tiles_of_values(v, to["v"], xp)
+        tiles = _tiles_of_values(v, to["v"].shape, xp)
+        to["v"].view(np.uint8)[...] = tiles ^ np.uint8(0x80) if has_offset_values(recipe) else tiles
     scale = qkv.v_scale
     if recipe.v_granularity in ("tensor", "block"):
         scale = xp.broadcast_to(scale[..., None], (*scale.shape, qkv.v.shape[3]))
@@ -209,13 +220,13 @@ def _packed_key_scales(qkv: QuantizedQKV, xp: Namespace) -> Array:
     return xp.broadcast_to(scale[..., None], (*scale.shape, 4))
 
 
-def _tiles_of_values(v: Array, like: Array, xp: Namespace) -> Array:
-    """(B, Hkv, Skv, D) → (B, Hkv, blocks, D, 64) with the keys of each 16 in `V_ORDER`."""
-    batch, heads, blocks, head_dim, block = like.shape
+def _tiles_of_values(v: Array, shape: tuple[int, ...], xp: Namespace) -> Array:
+    """(B, Hkv, Skv, D) → bytes (B, Hkv, blocks, D, 64) with the keys of each 16 in `V_ORDER`."""
+    batch, heads, blocks, head_dim, block = shape
     padded = xp.zeros((batch, heads, blocks * block, head_dim), np.uint8)
     padded[:, :, : v.shape[2], : v.shape[3]] = v.view(np.uint8)
     tiles = padded.reshape(batch, heads, blocks, block // 16, 16, head_dim)[:, :, :, :, list(V_ORDER)]
-    return tiles.reshape(batch, heads, blocks, block, head_dim).swapaxes(-1, -2).view(like.dtype)
+    return tiles.reshape(batch, heads, blocks, block, head_dim).swapaxes(-1, -2)
 
 
 def unpack(
@@ -249,7 +260,8 @@ def unpack(
     else:
         order = xp.asarray(np.argsort(V_ORDER))
         v = a["v"].view(np.uint8).swapaxes(-1, -2).reshape(p.batch, p.kv_heads, -1, 16, packing.head_dim)[..., order, :]
-        v = v.reshape(p.batch, p.kv_heads, packing.kv_len, -1)[:, :, : p.kv_len, :d].view(a["v"].dtype)
+        v = v.reshape(p.batch, p.kv_heads, packing.kv_len, -1)[:, :, : p.kv_len, :d]
+        v = (v ^ np.uint8(0x80)).view(np.int8) if has_offset_values(recipe) else v.view(a["v"].dtype)
     k_scale, v_scale = a["k_scale"], a["v_scale"]
     k_cut = {
         "token": lambda: take_tokens(k_scale[..., : p.kv_len], back, xp),

@@ -68,8 +68,8 @@ class Recipe:
         R, the value of P at its reference: 127 (signed, the paper) or 255 (unsigned) for ``int8``; 255 for
         ``int8x2`` (65535 in two bytes); 1 for ``float16``; 1 or 256 for 8-bit floats.
     p_reference : {"running", "tile"}
-        P relative to the running maximum of its row (the paper), or to the row's maximum in its key tile: as many keys as
-        the kernel multiplies at once (`Plan.key_tile`), ``key_block`` on the NumPy backend.
+        P relative to the running maximum of its row (the paper), or to the row's maximum in its key tile: as many keys
+        as the kernel multiplies at once (`Plan.key_tile`), ``key_block`` on the NumPy backend.
     row_sum : {"quantised", "exact"}
         The softmax denominator: the sum of the rounded P (the paper), or of P in float32 before any rounding.
     key_order : {"first_to_last", "last_to_first"}

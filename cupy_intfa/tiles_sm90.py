@@ -75,7 +75,10 @@ def find_sm90_tile(recipe: Recipe, head_dim: int, kv_len: int) -> Sm90Tile | Non
         return (_HALF_TOKEN if token else _HALF)[head_dim]
     if "block" in recipe.v_granularity:
         return _V_BLOCK.get(head_dim)
-    tile = _TILE_REFERENCE[head_dim] if not integer_o(recipe) else _TOKEN[head_dim] if token else _GROUP[head_dim]
+    if integer_o(recipe):
+        tile = (_TOKEN if token else _GROUP)[head_dim]
+    else:
+        tile = (_TILE_REFERENCE_TOKEN if token else _TILE_REFERENCE)[head_dim]
     if kv_len <= _FEW:
         tile = replace(tile, keys=min(tile.keys, 64))
     elif integer_o(recipe) and kv_len > LONG_ROW:
@@ -143,6 +146,7 @@ _TILE_REFERENCE = {  # O in floats, of one product a tile
     192: Sm90Tile(128, q_shared=True, cubic=3, serial=True),
     256: Sm90Tile(128, q_shared=True, cubic=3, serial=True),
 }
+_TILE_REFERENCE_TOKEN = {**_TILE_REFERENCE, 128: Sm90Tile(96, 3, q_shared=True, serial=True)}
 _V_BLOCK = {  # the same, of tiles of one block. D 32: 235 TOPS, attention_sm80 244
     64: Sm90Tile(64, 4, q_shared=True, serial=True),
     96: Sm90Tile(64, 4, q_shared=True, serial=True),

@@ -78,8 +78,12 @@ __device__ __forceinline__ void copy_rows(uint4 (&to)[kUnits][kRows], const void
 __device__ __forceinline__ void copy_values(uint4 (&to)[4][kD], const void* codes, s32 block) {
     const uint4* tile = (const uint4*)codes + (s64)block * kD * 4;
 #pragma unroll
-    for (s32 i = 0; i < kD * 4; i += kThreads)
-        to[threadIdx.x % 4][(i + threadIdx.x) / 4] = tile[i + threadIdx.x];
+    for (s32 i = 0; i < kD * 4; i += kThreads) {
+        uint4 sixteen = tile[i + threadIdx.x];
+        if (kVOffset)
+            sixteen = make_uint4(sixteen.x ^ kVSigns, sixteen.y ^ kVSigns, sixteen.z ^ kVSigns, sixteen.w ^ kVSigns);
+        to[threadIdx.x % 4][(i + threadIdx.x) / 4] = sixteen;
+    }
 }
 
 // Scales of this lane's four keys: of each by token, else of the group that they are.

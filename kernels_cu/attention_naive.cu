@@ -45,7 +45,7 @@ __device__ __forceinline__ s32 value_position(s32 key) {
 __device__ __forceinline__ float value(const AttentionParams& p, s64 kv, s32 tile, s32 key, s32 d) {
     s64 block = kv * p.kv_pad / 64 + tile;
     s64 place = kPv == kHalf ? (block * 64 + key) * kD + d : (block * kD + d) * 64 + value_position(key);
-    return decode<kPv>(p.v, place);
+    return kVOffset ? (float)((const u8*)p.v)[place] - 128.0f : decode<kPv>(p.v, place);
 }
 
 __device__ __forceinline__ float largest(const float (&x)[64]) {

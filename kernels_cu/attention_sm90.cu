@@ -84,6 +84,7 @@ struct Turn {
     float fall[2];           // log2 of the factor of what lies behind
     float weight[2];         // factor of the tile's own sums
     float sum[2];            // of the tile's P, so weighted
+    float rounded[kVOffset ? 2 : 1];
     bool grew[2];            // whether any of these rows of the warp has grown
 };
 
@@ -131,6 +132,7 @@ struct OutputRow {
     bool there;
     RowEnd end;
     s64 offset;            // elements, of channel 0
+    float rounded;         // sum of rounded P, where V has an offset
     const float* flushed;  // sums of the keys before the last flush, or null
     float flushed_weight;
 };
@@ -143,7 +145,7 @@ __device__ __forceinline__ OutputRow output_row(const Consumer& c, const Rows& r
     const float mark = load_float(c.item + kQMarkAt + 4 * c.in_item(r)) + head.mark;
     const bool flushed = kLong && !kFloatO && reference != -INTFA_INF;
     const OutputRow row = {c.is_there(r), end_row(p, mark, head.k_scale_max, rows.c[r], m, l),
-                           head.out + index * p.out_stride[2],
+                           head.out + index * p.out_stride[2], kVOffset ? quad_sum(rows.rounded[r]) : 0.0f,
                            flushed ? p.o_flush + c.row_index(r) * kD : nullptr,
                            flushed ? exp2_approx(reference - m) : 0.0f};
     if (p.lse && c.t == 0 && row.there)
@@ -173,7 +175,7 @@ __device__ __forceinline__ Channels channels_of(const Consumer& c, const float* 
 // The two channels of row r in MMA tile n, finished.
 __device__ __forceinline__ float2 finished(const OutputRow& row, const s32 (&o)[4], s32 r, s32 at,
                                            float2 scale, float2 mean) {
-    float2 sum = make_float2(float_of(o[2 * r]), float_of(o[2 * r + 1]));
+    float2 sum = make_float2(float_of(o[2 * r], row.rounded), float_of(o[2 * r + 1], row.rounded));
     if (kLong && !kFloatO && row.flushed) {
         sum.x = fmaf(row.flushed[at], row.flushed_weight, sum.x);
         sum.y = fmaf(row.flushed[at + 1], row.flushed_weight, sum.y);
@@ -241,6 +243,7 @@ __device__ __forceinline__ void attend(const Consumer& c, Ring<kStages>& ring) {
         rows.c[r] = fmaxf(p.scale_log2 * load_float(c.item + kQScaleAt + 4 * c.in_item(r)), kFltMin);
         rows.m[r] = kNoKey;
         rows.l[r] = 0.0f;
+        if constexpr (kVOffset) rows.rounded[r] = 0.0f;
     }
     Queries q;
     load_queries(q, c.item, c.warp);
@@ -313,12 +316,16 @@ __device__ __forceinline__ void attend(const Consumer& c, Ring<kStages>& ring) {
             if (behind) end_part(max(kParts - 1, 0));
         };
         float sum[2];
+        u32 count[2];
         if (masked)
-            probabilities<true>(s, turn.scale, turn.m_ref, p.log2_top, pr, sum, release);
+            probabilities<true>(s, turn.scale, turn.m_ref, p.log2_top, pr, sum, count, release);
         else
-            probabilities<kKToken>(s, turn.scale, turn.m_ref, p.log2_top, pr, sum, release);
+            probabilities<kKToken>(s, turn.scale, turn.m_ref, p.log2_top, pr, sum, count, release);
 #pragma unroll
-        for (s32 r = 0; r < 2; ++r) turn.sum[r] = kTileRef ? sum[r] * turn.weight[r] : sum[r];
+        for (s32 r = 0; r < 2; ++r) {
+            turn.sum[r] = kTileRef ? sum[r] * turn.weight[r] : sum[r];
+            if constexpr (kVOffset) turn.rounded[r] = (float)count[r] * turn.weight[r];
+        }
     };
     // Rows whose maximum has grown are rescaled; rows of very many keys are emptied before they could overflow.
     auto take_up = [&](const Turn& turn) {
@@ -329,9 +336,11 @@ __device__ __forceinline__ void attend(const Consumer& c, Ring<kStages>& ring) {
                 const float alpha = exp2_approx(turn.fall[r]);
                 if (!kSerial || in_o > 0) rescale(o, r, alpha, rows.l[r], in_o * kBc);
                 rows.l[r] *= alpha;
+                if constexpr (kVOffset) rows.rounded[r] *= alpha;
             }
             rows.l[r] += turn.sum[r];
-            weight[r] = turn.weight[r];
+            if constexpr (kVOffset) rows.rounded[r] += turn.rounded[r];
+            weight[r] = turn.weight[r] * kPartUnit;
             if constexpr (kLong && !kFloatO) {
                 if ((!kSerial || in_o > 0) && in_o % kFlushTiles == 0 &&
                     c.is_there(r))  // else the scratch is another head's
@@ -388,8 +397,9 @@ __device__ __forceinline__ void attend(const Consumer& c, Ring<kStages>& ring) {
         Turn first;
         const bool masked = maxima(first, ring.i);
         softmax(first, masked, even, false);
-        weight[0] = first.weight[0], weight[1] = first.weight[1];
+        weight[0] = first.weight[0] * kPartUnit, weight[1] = first.weight[1] * kPartUnit;
         rows.l[0] = first.sum[0], rows.l[1] = first.sum[1];
+        if constexpr (kVOffset) rows.rounded[0] = first.rounded[0], rows.rounded[1] = first.rounded[1];
         s32 i = 1;
         if constexpr (kTwoP) {
             for (; i + 1 < tiles; i += 2) {

@@ -90,9 +90,10 @@ __device__ __forceinline__ uint4 codes_of_channel(const float (&x)[16][2], s32 c
     u32 code[16];
 #pragma unroll
     for (s32 i = 0; i < 16; ++i) code[i] = encode<kV>(x[i][c], inverse);
-    return make_uint4(
-        pack_bytes(code[0], code[1], code[8], code[9]), pack_bytes(code[2], code[3], code[10], code[11]),
-        pack_bytes(code[4], code[5], code[12], code[13]), pack_bytes(code[6], code[7], code[14], code[15]));
+    return make_uint4(kVFlip ^ pack_bytes(code[0], code[1], code[8], code[9]),
+                      kVFlip ^ pack_bytes(code[2], code[3], code[10], code[11]),
+                      kVFlip ^ pack_bytes(code[4], code[5], code[12], code[13]),
+                      kVFlip ^ pack_bytes(code[6], code[7], code[14], code[15]));
 }
 
 extern "C" __global__ void __launch_bounds__(kThreads, kMinBlocks) quantize_values(const QuantizeParams p) {

@@ -11,7 +11,7 @@ from kernel_matrix import PV_PARTS, QK_PARTS, Part
 from strategies import Case, cases, recipes
 
 from cupy_intfa import PRESETS, QuantizedQKV, Recipe
-from cupy_intfa.packing import ALIGNMENT, KEY_BLOCK, V_ORDER, Packing, make_packing, pack, unpack
+from cupy_intfa.packing import ALIGNMENT, KEY_BLOCK, V_ORDER, Packing, has_offset_values, make_packing, pack, unpack
 from cupy_intfa.problem import AttentionProblem, make_problem
 from cupy_intfa.quantize import quantize_arrays
 from cupy_intfa.quantize.rotate import rotate
@@ -110,20 +110,22 @@ def test_padding_holds_codes_0_scales_1_and_no_marks(case: Case, recipe: Recipe)
         ("k", np.s_[..., case.head_dim :], 0),
         ("k_scale", keys if recipe.k_granularity == "token" else blocks, 1),
         ("v_scale", np.s_[..., case.head_dim :], 1),
-        ("v", keys if recipe.pv == "float16" else blocks, 0),
+        ("v", keys if recipe.pv == "float16" else blocks, 128 if has_offset_values(recipe) else 0),
     ):
         assert (views[name][padding].astype(np.float32) == value).all(), name
 
 
-@pytest.mark.parametrize("pv", ["int8", "float8_e4m3"])
-def test_values_are_transposed_with_the_keys_of_each_16_in_their_order(pv: str) -> None:
+@pytest.mark.parametrize(("pv", "reference"), [("int8", "running"), ("int8", "tile"), ("float8_e4m3", "tile")])
+def test_values_are_transposed_with_the_keys_of_each_16_in_their_order(pv: str, reference: str) -> None:
     case = Case(batch=2, heads=2, kv_heads=2, kv_len=70, head_dim=33)
-    recipe = Recipe(pv=pv, p_levels=127 if pv == "int8" else 1)
+    recipe = Recipe(pv=pv, p_levels=127 if pv == "int8" else 1, p_reference=reference)
+    offset = 128 * (pv == "int8" and reference == "tile")
     qkv, packing, workspace = packed(case, recipe)
     stored, codes = packing.views(workspace)["v"].view(np.uint8), qkv.v.view(np.uint8)
     for b, h, block, d, p in np.ndindex(*stored.shape):
         key = KEY_BLOCK * block + p // 16 * 16 + V_ORDER[p % 16]
-        assert stored[b, h, block, d, p] == (codes[b, h, key, d] if key < 70 and d < 33 else 0), (b, h, block, d, p)
+        code = int(codes[b, h, key, d]) if key < 70 and d < 33 else 0
+        assert stored[b, h, block, d, p] == (code + offset) % 256, (b, h, block, d, p)
 
 
 def test_order_of_values_turns_score_accumulators_into_fragments() -> None:

@@ -73,7 +73,7 @@ def test_hopper_runs_a_scale_of_v_per_block_by_the_faster_kernel(head_dim: int, 
 
 
 def test_naming_a_kernel_that_is_slower_says_so() -> None:
-    with pytest.raises(NotImplementedError, match="attention_sm90 is slower than attention_sm80 for .* at D 32"):
+    with pytest.raises(NotImplementedError, match=r"attention_sm90 is slower than attention_sm80 for .* at D 32"):
         make_plan(problem_of(Case(head_dim=32)), BLOCKS_OF_V, "sm90", HOPPER)
 
 
@@ -95,7 +95,9 @@ def test_hopper_takes_tiles_by_the_length_of_rows(preset: str, head_dim: int, kv
     assert on_gpu(problem, PRESETS[preset])[0].key_tile == keys
 
 
-@pytest.mark.parametrize(("key_block", "reference", "keys"), [(32, "tile", 32), (128, "tile", 128), (32, "running", 64)])
+@pytest.mark.parametrize(
+    ("key_block", "reference", "keys"), [(32, "tile", 32), (128, "tile", 128), (32, "running", 64)]
+)
 def test_the_emulator_takes_key_blocks_for_tiles_of_a_reference(key_block: int, reference: str, keys: int) -> None:
     recipe = get_recipe("paper", p_reference=reference, key_block=key_block)
     assert make_plan(SMALL, recipe, "numpy").key_tile == keys

@@ -24,7 +24,7 @@ from types import MappingProxyType
 import numpy as np
 
 from cupy_intfa.launch import OUT_DTYPES
-from cupy_intfa.packing import ALIGNMENT, KEY_BLOCK, Packing, Region, make_packing
+from cupy_intfa.packing import ALIGNMENT, KEY_BLOCK, Packing, Region, has_offset_values, make_packing
 from cupy_intfa.problem import AttentionProblem
 from cupy_intfa.quantize.arithmetic import SUM_CHUNK
 from cupy_intfa.quantize.codes import FORMATS
@@ -198,7 +198,7 @@ def _launches(p: AttentionProblem, recipe: Recipe, packing: Packing, vector: boo
     if is_per_tensor:
         yield launch("quantize_rows", row_blocks, row_threads, "load smooth_k spans qk_format", ABSMAX=1)
     yield launch("quantize_rows", row_blocks, row_threads, "load smooth_k spans qk_format sort", lean_rows)
-    yield launch("quantize_values", key_blocks, 2 * d, "load values v_format sort", lean_values)
+    yield launch("quantize_values", key_blocks, 2 * d, "load values v_format v_offset sort", lean_values)
 
 
 def _options(p: AttentionProblem, recipe: Recipe, vector: bool) -> Mapping[str, Mapping[str, int]]:
@@ -216,5 +216,6 @@ def _options(p: AttentionProblem, recipe: Recipe, vector: bool) -> Mapping[str, 
             "ROTATE": hadamard_block(p.head_dim) if recipe.rotate else 1,
         },
         "values": {"SMOOTH_V": int(recipe.smooth_v), "V_SPAN": _SPANS[recipe.v_granularity]},
+        "v_offset": {"V_OFFSET": int(has_offset_values(recipe))},
         "v_format": {"V": _FORMATS[v_format], "V_LARGEST": math.trunc(FORMATS[v_format].largest)},
     }

@@ -19,7 +19,7 @@
 #define INTFA_V_BLOCK 0  // 1: one scale of V per (64 keys, channel)
 #endif
 #ifndef INTFA_TILE_REF
-#define INTFA_TILE_REF 0  // 1: P relative to the row's maximum in its 64 keys
+#define INTFA_TILE_REF 0  // 1: P relative to the row's maximum in its tile of keys
 #endif
 #ifndef INTFA_EXACT_SUM
 #define INTFA_EXACT_SUM 0  // 1: l is the sum of P before rounding
@@ -87,6 +87,8 @@ constexpr s32 kBr = 16 * kM * kWarps;  // rows of Q per block
 constexpr bool kIntegerPv = kPv == kInt8;
 // O is float32 where every tile brings its own factor, int32 where P is relative to the running maximum.
 constexpr bool kFloatO = !kIntegerPv || kTileRef || kVBlock;
+constexpr bool kVOffset = kIntegerPv && kTileRef && !kVBlock;  // codes of V are stored 128 too large, as bytes without a sign
+constexpr u32 kVSigns = 0x80808080;  // what makes four of them signed again
 
 static_assert(kD % 32 == 0 && kD <= 256,
               "INTFA_D: 32, 64, 96, 128, 192 or 256, a multiple of the MMA's depth");

@@ -67,6 +67,9 @@ __device__ __forceinline__ void load_values(u32 (&b)[4], u32 v, s32 n, s32 ks) {
         load_matrices_transposed(b, swizzled_step<kVRow>(v, 2 * ks, n / 2));
     else
         load_matrices(b, swizzled_step<kVRow>(v, ks / 2 * kNd + n, ks % 2));
+    if constexpr (kVOffset)
+#pragma unroll
+        for (s32 i = 0; i < 4; ++i) b[i] ^= kVSigns;
 }
 
 // O += P V of a step straight into the accumulators; `first` is its first depth step in the tile.

@@ -62,22 +62,31 @@ __device__ __forceinline__ void start_output(Output& o, const Probabilities& p, 
         if constexpr (kPv == kHalf)
             wgmma_f16((s32(&)[kOut])o, p[k], moved(v_tile, k * 16 * kVChunk), true);
         else
-            wgmma_u8((s32(&)[kOut])o, p[k], values_at(v_tile, k), true);
+            wgmma_u8_s8((s32(&)[kOut])o, p[k], values_at(v_tile, k), true);
     }
 }
 
 // O in floats takes integer products in parts, of as many channels as registers are left for: in series those of S are.
-constexpr s32 kPartChannels = kSerial && !kVBlock                             ? (kD == 256 ? 128 : kD)
-                              : kD == 64 || (kWarps == 8 && !kKToken) ? 64
-                                                                      : 32;
+constexpr s32 kPartChannels = !kSerial || kVBlock ? (kD == 64 || (kWarps == 8 && !kKToken) ? 64 : 32)
+                              : kD == 128         ? 64
+                              : kD == 256         ? 128
+                                                  : kD;
 constexpr s32 kParts = kIntegerPv && kFloatO ? kD / kPartChannels : 0;  // 0: O is the accumulator
 typedef s32 Part[kPartChannels / 8][4];
 
 __device__ __forceinline__ void start_part_of_output(Part& d, const Probabilities& p, u64 v_tile) {
 #pragma unroll
     for (s32 k = 0; k < kPSteps; ++k)
-        wgmma_u8((s32(&)[kPartChannels / 2]) d, p[k], values_at(v_tile, k), k > 0);
+        if constexpr (kVOffset)
+            wgmma_u8_u8((s32(&)[kPartChannels / 2]) d, p[k], values_at(v_tile, k), k > 0);
+        else
+            wgmma_u8_s8((s32(&)[kPartChannels / 2]) d, p[k], values_at(v_tile, k), k > 0);
 }
+
+// V that is 128 too large makes sums below 2^24 that are never negative: their bits are floats of 2^-149 a unit, subnormal
+// or just above, and need no conversion. O has 2^-49 a unit then; Rows.rounded takes the 128 off again.
+static_assert(!kVOffset || 255 * 255 * kBc < 1 << 24, "INTFA_BC: too many keys for sums that are read as floats");
+constexpr float kPartUnit = kVOffset ? 0x1p100f : 1.0f, kOutputUnit = kVOffset ? 0x1p49f : 1.0f;
 
 // O += w s_v P V of part i, or w P V where s_v waits for the end; v_scales are those of the lane's first channel.
 __device__ __forceinline__ void add_part(Output& o, const Part& d, const float (&w)[2], u32 v_scales, s32 i) {
@@ -90,7 +99,8 @@ __device__ __forceinline__ void add_part(Output& o, const Part& d, const float (
         for (s32 e = 0; e < 4; ++e) {
             s32& x = o[tile][e];
             x = __float_as_int(
-                fmaf((float)d[n][e], w[e / 2] * (e % 2 ? v_scale.y : v_scale.x), __int_as_float(x)));
+                fma_exact(kVOffset ? __int_as_float(d[n][e]) : (float)d[n][e],
+                          w[e / 2] * (e % 2 ? v_scale.y : v_scale.x), __int_as_float(x)));
         }
     }
 }
@@ -110,7 +120,9 @@ __device__ __forceinline__ void settle(s32 (&x)[kCount][4]) {
 constexpr s32 kZero = kFloatO ? 0 : 0x4b400000;
 constexpr float kZeroFloat = 12582912.0f;
 
-__device__ __forceinline__ float float_of(s32 o) {
+// O of an element, without what V's offset adds.
+__device__ __forceinline__ float float_of(s32 o, float rounded) {
+    if constexpr (kVOffset) return fmaf(__int_as_float(o), kOutputUnit, -128.0f * rounded);
     return kFloatO ? __int_as_float(o) : (float)(o - kZero);
 }
 

@@ -20,6 +20,13 @@ __device__ __forceinline__ u32 mul_half2(u32 x, u32 y) {
     return d;
 }
 
+// x y + z, also of subnormal numbers, whatever the compiler was told about them.
+__device__ __forceinline__ float fma_exact(float x, float y, float z) {
+    float d;
+    asm("fma.rn.f32 %0, %1, %2, %3;" : "=f"(d) : "f"(x), "f"(y), "f"(z));
+    return d;
+}
+
 // x y + z in [0, 1]; 0 where it is not a number.
 __device__ __forceinline__ float fma_saturated(float x, float y, float z) {
     float d;

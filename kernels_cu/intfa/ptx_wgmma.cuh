@@ -93,10 +93,14 @@ __device__ __forceinline__ void wgmma_s8(s32 (&d)[kCount], u64 a, u64 b, bool ad
     INTFA_WGMMA_TILES("k32.s32.s8.s8");
 }
 
-// O (+)= P V with unsigned P and signed V.
+// O (+)= P V with unsigned P, and signed V or not.
 template <s32 kCount>
-__device__ __forceinline__ void wgmma_u8(s32 (&d)[kCount], const u32 (&a)[4], u64 b, bool add) {
+__device__ __forceinline__ void wgmma_u8_s8(s32 (&d)[kCount], const u32 (&a)[4], u64 b, bool add) {
     INTFA_WGMMA_REGISTERS("k32.s32.u8.s8", "");
+}
+template <s32 kCount>
+__device__ __forceinline__ void wgmma_u8_u8(s32 (&d)[kCount], const u32 (&a)[4], u64 b, bool add) {
+    INTFA_WGMMA_REGISTERS("k32.s32.u8.u8", "");
 }
 
 // O (+)= P V in float16, V with a row per key: B is transposed on its way. D holds the bits of floats: passed as floats

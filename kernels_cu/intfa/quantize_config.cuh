@@ -33,6 +33,9 @@
 #ifndef INTFA_V_SPAN
 #define INTFA_V_SPAN 3
 #endif
+#ifndef INTFA_V_OFFSET
+#define INTFA_V_OFFSET 0  // 1: 8-bit codes of V are stored 128 too large, as bytes without a sign
+#endif
 #ifndef INTFA_SMOOTH_K
 #define INTFA_SMOOTH_K 0  // 1: subtract the mean key
 #endif
@@ -65,6 +68,7 @@ constexpr float kVLargest = INTFA_V_LARGEST;
 constexpr s32 kQSpan = INTFA_Q_SPAN;
 constexpr s32 kKSpan = INTFA_K_SPAN;
 constexpr s32 kVSpan = INTFA_V_SPAN;
+constexpr u32 kVFlip = INTFA_V_OFFSET ? 0x80808080 : 0;  // of four codes
 constexpr bool kSmoothK = INTFA_SMOOTH_K;
 constexpr bool kSmoothV = INTFA_SMOOTH_V;
 constexpr s32 kRotate = INTFA_ROTATE;

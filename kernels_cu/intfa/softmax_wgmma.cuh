@@ -23,6 +23,7 @@ struct Rows {
     float c[2];  // scale_log2 s_q, never 0
     float m[2];  // running maximum, in units of log2
     float l[2];  // this lane's part of the row sum
+    float rounded[kVOffset ? 2 : 1];  // the same of rounded P
 };
 
 __device__ __forceinline__ float quad_max(float x) {
@@ -79,17 +80,20 @@ constexpr s32 kHeld = kTwoP || kSerial ? 0 : kBc / (kD > 64 || kPv == kHalf ? 32
 constexpr s32 kAdded = 8;
 static_assert(kNs / 2 <= 2 * kAdded, "INTFA_BC: two sums of P at most");
 
-// P = R 2^(x - m_ref) for all columns, as A fragments of the second product; and this lane's part of the row sums.
+// P = R 2^(x - m_ref) for all columns, as A fragments of the second product; and this lane's parts of the row sums, of P
+// as the recipe has it and, where P in bytes is counted, of rounded P.
 // `release` waits until P V of the tile before, whose P may lie in the same registers, is done.
 template <bool kFloats, class Release>
 __device__ __forceinline__ void probabilities(const Scores& s, const float (&t)[kSpans][2],
                                               const float (&m_ref)[2], float log2_top, Probabilities& p,
-                                              float (&sum)[2], Release release) {
+                                              float (&sum)[2], u32 (&count)[2], Release release) {
     constexpr bool kHalfSum = kExactSum || kPv == kHalf;
+    constexpr bool kCounts = kPv != kHalf && (!kExactSum || kVOffset);
     const float constant[2] = {__fsub_rd(log2_top, m_ref[0]),
                                __fsub_rd(log2_top, m_ref[1])};  // P never exceeds R
     const float at_zero = fmaf(-log2_top, 1.0f / kCubicReach, 1.0f);
-    u32 total[2], count[2] = {0, 0};
+    u32 total[2];
+    count[0] = count[1] = 0;
     float before[2] = {0.0f, 0.0f};  // sums of the tile's first kAdded groups
     // As A fragments of 16 keys: rows g and g + 8 of two MMA tiles side by side. A float16 P is held as floats: as halves
     // it would be moved to P, and every product would wait (C7513).
@@ -115,7 +119,7 @@ __device__ __forceinline__ void probabilities(const Scores& s, const float (&t)[
 #pragma unroll
             for (s32 r = 0; r < 2; ++r) {
                 p[i / 2][i % 2 * 2 + r] = round_to_bytes(half[i][r], half[i][2 + r]);
-                if (!kHalfSum && i % 2 == 1)
+                if (kCounts && i % 2 == 1)
                     count[r] = sum_bytes(p[i / 2][r], sum_bytes(p[i / 2][2 + r], count[r]));
             }
         }

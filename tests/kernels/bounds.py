@@ -31,6 +31,7 @@ from threadpoolctl import threadpool_limits
 from transcription import EXP2, TINY, U, rotation, round_p, stored_order, token_scales, value_scales
 
 from cupy_intfa import Plan, QuantizedQKV, Recipe
+from cupy_intfa.packing import has_offset_values
 
 Array = npt.NDArray[Any]
 Float64 = npt.NDArray[np.float64]
@@ -50,19 +51,21 @@ class Arithmetic:
     exact row sum adds P rounded to float16, ``"pairs"`` of keys j and j + 8 that are rounded once more where P has 8
     bits, or ``"chain"``: those pairs one after the other through 128 keys of a tile, in float16, which every row sum of
     a float P does. ``rescales_floats``: an integer O goes through floats when a maximum has grown. ``room``: octaves by
-    which a maximum may pass the reference of a float16 P before the reference follows. ``cubic`` n: the first of every
-    n groups of 16 keys has P from a polynomial (`cubic_exp2`).
+    which a maximum may pass the reference of a float16 P before the reference follows. ``offset``: what V is too large
+    by where its packing says so, in sums that are rounded with it. ``cubic`` n: the first of every n groups of 16 keys
+    has P from a polynomial (`cubic_exp2`).
     """
 
     folds_bias: bool = False
     sums_halves: str = ""
     rescales_floats: bool = False
     room: float = 0.0
+    offset: float = 0.0
     cubic: int = 0
 
 
 ARITHMETIC = {
-    "sm90": Arithmetic(sums_halves="chain", rescales_floats=True, room=8.0),
+    "sm90": Arithmetic(sums_halves="chain", rescales_floats=True, room=8.0, offset=128.0),
     "sm80": Arithmetic(folds_bias=True, sums_halves="pairs", rescales_floats=True, room=8.0),
     "dp4a": Arithmetic(),
     "naive": Arithmetic(),
@@ -338,7 +341,9 @@ def _probabilities(recipe: Recipe, scores: _Scores, tiles: _Tiles, kernel: Arith
     if kernel.cubic:
         group = np.arange(p.shape[1]) % (x.shape[2]) // 16
         top = np.float32(1 - np.float64(np.log2(np.float32(recipe.p_top))) / CUBIC_REACH)
-        zero = (_towards(log2_top - _finite(tiles.own), -np.inf) / CUBIC_REACH + top).astype(np.float32).astype(np.float64)
+        zero = (
+            (_towards(log2_top - _finite(tiles.own), -np.inf) / CUBIC_REACH + top).astype(np.float32).astype(np.float64)
+        )
         u = (x / CUBIC_REACH + zero[..., None]).astype(np.float32).astype(np.float64).reshape(rows, -1)
         cubic = np.where(group % kernel.cubic == 0, cubic_exp2(u), np.nan)
         own = _P(*(np.where(np.isnan(cubic), a, cubic) for a in (own.meant, own.low, own.high)))
@@ -393,6 +398,8 @@ def _bound_rows(
     integer_o = recipe.integer_pv and recipe.p_reference == "running" and "block" not in recipe.v_granularity
     units = float(integer_o) * tiles.units[:, None] * np.abs(keys.unit)
     o_off = (weight * (p_off + rounded * o_rel)) @ size + units
+    if arithmetic.offset and has_offset_values(recipe):  # of the sum that has it, and of the one that takes it off
+        o_off += 2 * (weight * rounded * o_rel).sum(axis=1)[:, None] * arithmetic.offset * np.abs(keys.unit)
 
     centred = ((weight * round_p(p.meant, recipe)) @ keys.v) / l
     own_l = own_sum(own.meant)
