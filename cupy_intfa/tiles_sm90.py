@@ -146,7 +146,11 @@ _TILE_REFERENCE = {  # O in floats, of one product a tile
     192: Sm90Tile(128, q_shared=True, cubic=3, serial=True),
     256: Sm90Tile(128, q_shared=True, cubic=3, serial=True),
 }
-_TILE_REFERENCE_TOKEN = {**_TILE_REFERENCE, 128: Sm90Tile(96, 3, q_shared=True, serial=True)}
+_TILE_REFERENCE_TOKEN = {
+    **_TILE_REFERENCE,
+    64: Sm90Tile(128, 3, q_shared=True, serial=True),
+    128: Sm90Tile(96, 3, q_shared=True, serial=True),
+}
 _V_BLOCK = {  # the same, of tiles of one block. D 32: 235 TOPS, attention_sm80 244
     64: Sm90Tile(64, 4, q_shared=True, serial=True),
     96: Sm90Tile(64, 4, q_shared=True, serial=True),

@@ -84,7 +84,7 @@ struct Turn {
     float fall[2];           // log2 of the factor of what lies behind
     float weight[2];         // factor of the tile's own sums
     float sum[2];            // of the tile's P, so weighted
-    float rounded[kVOffset ? 2 : 1];
+    u32 counts;              // sums of the lane's P in bytes, of row 1 in the upper half
     bool grew[2];            // whether any of these rows of the warp has grown
 };
 
@@ -132,7 +132,7 @@ struct OutputRow {
     bool there;
     RowEnd end;
     s64 offset;            // elements, of channel 0
-    float rounded;         // sum of rounded P, where V has an offset
+    float zero;            // O of a channel whose V is 0, where V has an offset
     const float* flushed;  // sums of the keys before the last flush, or null
     float flushed_weight;
 };
@@ -145,7 +145,7 @@ __device__ __forceinline__ OutputRow output_row(const Consumer& c, const Rows& r
     const float mark = load_float(c.item + kQMarkAt + 4 * c.in_item(r)) + head.mark;
     const bool flushed = kLong && !kFloatO && reference != -INTFA_INF;
     const OutputRow row = {c.is_there(r), end_row(p, mark, head.k_scale_max, rows.c[r], m, l),
-                           head.out + index * p.out_stride[2], kVOffset ? quad_sum(rows.rounded[r]) : 0.0f,
+                           head.out + index * p.out_stride[2], kVOffset ? rows.zero[r] : 0.0f,
                            flushed ? p.o_flush + c.row_index(r) * kD : nullptr,
                            flushed ? exp2_approx(reference - m) : 0.0f};
     if (p.lse && c.t == 0 && row.there)
@@ -175,7 +175,7 @@ __device__ __forceinline__ Channels channels_of(const Consumer& c, const float* 
 // The two channels of row r in MMA tile n, finished.
 __device__ __forceinline__ float2 finished(const OutputRow& row, const s32 (&o)[4], s32 r, s32 at,
                                            float2 scale, float2 mean) {
-    float2 sum = make_float2(float_of(o[2 * r], row.rounded), float_of(o[2 * r + 1], row.rounded));
+    float2 sum = make_float2(float_of(o[2 * r], row.zero), float_of(o[2 * r + 1], row.zero));
     if (kLong && !kFloatO && row.flushed) {
         sum.x = fmaf(row.flushed[at], row.flushed_weight, sum.x);
         sum.y = fmaf(row.flushed[at + 1], row.flushed_weight, sum.y);
@@ -243,7 +243,7 @@ __device__ __forceinline__ void attend(const Consumer& c, Ring<kStages>& ring) {
         rows.c[r] = fmaxf(p.scale_log2 * load_float(c.item + kQScaleAt + 4 * c.in_item(r)), kFltMin);
         rows.m[r] = kNoKey;
         rows.l[r] = 0.0f;
-        if constexpr (kVOffset) rows.rounded[r] = 0.0f;
+        if constexpr (kVOffset) rows.zero[r] = 0.0f;
     }
     Queries q;
     load_queries(q, c.item, c.warp);
@@ -265,6 +265,7 @@ __device__ __forceinline__ void attend(const Consumer& c, Ring<kStages>& ring) {
     Part part;
     float weight[2] = {0.0f, 0.0f};                 // of the tile whose P V is in flight
     float reference[2] = {-INTFA_INF, -INTFA_INF};  // of the flushed sums
+    u32 counts = 0;                                 // sums of its P in bytes
     s32 summed = 0;                                 // turns that have been taken up
 
     auto scores = [&](const Ring<kStages>& at) {
@@ -302,7 +303,10 @@ __device__ __forceinline__ void attend(const Consumer& c, Ring<kStages>& ring) {
         wgmma_commit();
     };
     auto end_part = [&](s32 i) {
+        if (kVOffset && i == 0) counts = quad_sums(counts);  // under the product
         wgmma_wait<0>();
+        if constexpr (kVOffset)
+            if (i == 0) add_zero(rows, counts, weight);
         if constexpr (kParts == 0) {
             settle(o);
         } else {
@@ -322,10 +326,8 @@ __device__ __forceinline__ void attend(const Consumer& c, Ring<kStages>& ring) {
         else
             probabilities<kKToken>(s, turn.scale, turn.m_ref, p.log2_top, pr, sum, count, release);
 #pragma unroll
-        for (s32 r = 0; r < 2; ++r) {
-            turn.sum[r] = kTileRef ? sum[r] * turn.weight[r] : sum[r];
-            if constexpr (kVOffset) turn.rounded[r] = (float)count[r] * turn.weight[r];
-        }
+        for (s32 r = 0; r < 2; ++r) turn.sum[r] = kTileRef ? sum[r] * turn.weight[r] : sum[r];
+        turn.counts = count[0] | count[1] << 16;
     };
     // Rows whose maximum has grown are rescaled; rows of very many keys are emptied before they could overflow.
     auto take_up = [&](const Turn& turn) {
@@ -336,11 +338,11 @@ __device__ __forceinline__ void attend(const Consumer& c, Ring<kStages>& ring) {
                 const float alpha = exp2_approx(turn.fall[r]);
                 if (!kSerial || in_o > 0) rescale(o, r, alpha, rows.l[r], in_o * kBc);
                 rows.l[r] *= alpha;
-                if constexpr (kVOffset) rows.rounded[r] *= alpha;
+                if constexpr (kVOffset) rows.zero[r] *= alpha;
             }
             rows.l[r] += turn.sum[r];
-            if constexpr (kVOffset) rows.rounded[r] += turn.rounded[r];
             weight[r] = turn.weight[r] * kPartUnit;
+            counts = turn.counts;
             if constexpr (kLong && !kFloatO) {
                 if ((!kSerial || in_o > 0) && in_o % kFlushTiles == 0 &&
                     c.is_there(r))  // else the scratch is another head's
@@ -399,7 +401,7 @@ __device__ __forceinline__ void attend(const Consumer& c, Ring<kStages>& ring) {
         softmax(first, masked, even, false);
         weight[0] = first.weight[0] * kPartUnit, weight[1] = first.weight[1] * kPartUnit;
         rows.l[0] = first.sum[0], rows.l[1] = first.sum[1];
-        if constexpr (kVOffset) rows.rounded[0] = first.rounded[0], rows.rounded[1] = first.rounded[1];
+        counts = first.counts;
         s32 i = 1;
         if constexpr (kTwoP) {
             for (; i + 1 < tiles; i += 2) {

@@ -84,7 +84,8 @@ __device__ __forceinline__ void start_part_of_output(Part& d, const Probabilitie
 }
 
 // V that is 128 too large makes sums below 2^24 that are never negative: their bits are floats of 2^-149 a unit, subnormal
-// or just above, and need no conversion. O has 2^-49 a unit then; Rows.rounded takes the 128 off again.
+// or just above, and need no conversion. O has 2^-49 a unit then. Rows.zero is what a channel of zeros would have, by the
+// same steps, and so takes the 128 off exactly.
 static_assert(!kVOffset || 255 * 255 * kBc < 1 << 24, "INTFA_BC: too many keys for sums that are read as floats");
 constexpr float kPartUnit = kVOffset ? 0x1p100f : 1.0f, kOutputUnit = kVOffset ? 0x1p49f : 1.0f;
 
@@ -105,6 +106,17 @@ __device__ __forceinline__ void add_part(Output& o, const Part& d, const float (
     }
 }
 
+// The same for a channel of zeros: `counts` are sums of this lane's P, of row 1 in the upper half.
+__device__ __forceinline__ u32 quad_sums(u32 counts) {
+    counts += __shfl_xor_sync(0xffffffffu, counts, 1);
+    return counts + __shfl_xor_sync(0xffffffffu, counts, 2);
+}
+__device__ __forceinline__ void add_zero(Rows& rows, u32 counts, const float (&w)[2]) {
+#pragma unroll
+    for (s32 r = 0; r < 2; ++r)
+        rows.zero[r] = fma_exact(__int_as_float(128 * (counts >> 16 * r & 0xffff)), w[r], rows.zero[r]);
+}
+
 // Registers that a product in flight has written: nothing that reads them moves above this.
 template <s32 kCount>
 __device__ __forceinline__ void settle(s32 (&x)[kCount][4]) {
@@ -121,8 +133,8 @@ constexpr s32 kZero = kFloatO ? 0 : 0x4b400000;
 constexpr float kZeroFloat = 12582912.0f;
 
 // O of an element, without what V's offset adds.
-__device__ __forceinline__ float float_of(s32 o, float rounded) {
-    if constexpr (kVOffset) return fmaf(__int_as_float(o), kOutputUnit, -128.0f * rounded);
+__device__ __forceinline__ float float_of(s32 o, float zero) {
+    if constexpr (kVOffset) return (__int_as_float(o) - zero) * kOutputUnit;
     return kFloatO ? __int_as_float(o) : (float)(o - kZero);
 }
 

@@ -23,7 +23,7 @@ struct Rows {
     float c[2];  // scale_log2 s_q, never 0
     float m[2];  // running maximum, in units of log2
     float l[2];  // this lane's part of the row sum
-    float rounded[kVOffset ? 2 : 1];  // the same of rounded P
+    float zero[kVOffset ? 2 : 1];  // O of a channel whose V is 0 (products_wgmma.cuh)
 };
 
 __device__ __forceinline__ float quad_max(float x) {
@@ -81,7 +81,7 @@ constexpr s32 kAdded = 8;
 static_assert(kNs / 2 <= 2 * kAdded, "INTFA_BC: two sums of P at most");
 
 // P = R 2^(x - m_ref) for all columns, as A fragments of the second product; and this lane's parts of the row sums, of P
-// as the recipe has it and, where P in bytes is counted, of rounded P.
+// as the recipe has it and, where those are counted, of P in bytes.
 // `release` waits until P V of the tile before, whose P may lie in the same registers, is done.
 template <bool kFloats, class Release>
 __device__ __forceinline__ void probabilities(const Scores& s, const float (&t)[kSpans][2],

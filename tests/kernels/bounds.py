@@ -124,8 +124,9 @@ def share_that_differs(actual: Array, expected: Array, bound: Bound, v: Array) -
     return float(off.mean())
 
 
-MOST_DIFFER = {"int8": 0.05, "float16": 0.09, "float8_e4m3": 0.05, "float8_e5m2": 0.05}
-"""By the format of Q and K, on 1024 keys of N(0, 1): measured on an H200 are up to .015, and .073 for float16."""
+MOST_DIFFER = {"int8": 0.05, "float16": 0.12, "float8_e4m3": 0.05, "float8_e5m2": 0.05}
+"""By the format of Q and K, on 1024 keys of N(0, 1): measured on an H200 are up to .015, and .093 for float16, where
+the last bits of a row's first maximum move all of its P."""
 
 
 def kernel_bound(

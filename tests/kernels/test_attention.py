@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernels.bounds import MOST_DIFFER, share_that_differs
-from kernels.harness import ROWS, TILES, assert_twins, every_kernel, run, runs, twin
+from kernels.harness import ROWS, TILES, assert_twins, every_kernel, planned, run, runs, twin
 from noise_model import predicted_rmse
 from strategies import DTYPES, LENGTHS, Case, cases
 from tolerances import assert_within, output_rounding, worst_case
@@ -169,5 +169,6 @@ def test_error_on_normal_input_is_the_predicted_one(name: str, preset: str) -> N
     arrays = case.arrays()
     out, _ = run(name, quantize_arrays(*arrays, recipe=recipe), case)
     measured = compare(out, oracle.attention(*arrays)[0]).relative_rmse
-    predicted = predicted_rmse(recipe, length=1024, head_dim=64, key_tile=64)
+    key_tile = planned(name, recipe, case).key_tile
+    predicted = predicted_rmse(recipe, length=1024, head_dim=64, key_tile=key_tile)
     assert measured == pytest.approx(predicted, rel=0.1)  # of 32 768 elements, which share 1024 rows of K and V
