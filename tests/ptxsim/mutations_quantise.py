@@ -10,6 +10,14 @@ _ORDER, _LANES = "intfa/quantize_order.cuh", "intfa/quantize_lanes.cuh"
 
 MUTATIONS = (
     Mutation(
+        "codes of V keep their sign",
+        _VALUES,
+        "kVFlip ^ pack_bytes(code[0]",
+        "pack_bytes(code[0]",
+        "twin",
+        "quantise-tile",
+    ),
+    Mutation(
         "sums without a barrier",
         _STATISTICS,
         "    __syncthreads();\n    const s32 d = threadIdx.x;",

@@ -82,7 +82,15 @@ RUNS: Mapping[str, Run] = MappingProxyType(
         "sm80-32": _attention("sm80", ("fast",), replace(CASE, head_dim=32)),
         "sm80-mbarriers": _attention("sm80", ("fast",), replace(CASE, kv_len=700), "sm_90a"),
         "sm90": _attention("sm90", ("paper", "half"), replace(CASE, kv_len=330), "sm_90a"),
+        "sm90-tile": _attention("sm90", ("precise",), replace(CASE, kv_len=330), "sm_90a"),
+        # Values of one sign and P near R: O is 2^22 after half of the keys, and maxima still grow.
+        "sm90-far": _attention(
+            "sm90", ("paper",), Case(family="uniform01", q_len=30, kv_len=1000, scale=0.01), "sm_90a"
+        ),
+        "naive-tile": _attention("naive", ("precise",), ROW),
+        "dp4a-tile": _attention("dp4a", ("precise",), CASE),
         "quantise": _quantise(64),
+        "quantise-tile": _quantise(64, PRESETS["precise"]),
         "quantise-96": _quantise(80),
         "quantise-rotate": _quantise(64, replace(PRESETS["fast"], rotate=True), kv_heads=2),
         "quantise-spoilt": _quantise(64, PRESETS["fast"], spoilt=("not finite",) * 3),
