@@ -303,17 +303,16 @@ __device__ __forceinline__ void attend(const Consumer& c, Ring<kStages>& ring) {
         wgmma_commit();
     };
     auto end_part = [&](s32 i) {
+        if (kVOffset && i == 0) counts = quad_sums(counts);  // under the product
         wgmma_wait<0>();
+        if constexpr (kVOffset)
+            if (i == 0) add_zero(rows, counts, weight);
         if constexpr (kParts == 0) {
             settle(o);
         } else {
             settle(part);
-            // The minimum is 0, and keeps ptxas from putting the shuffles before products, which would wait for them.
-            if (kVOffset && i == kParts - 1) counts = quad_sums(counts + min(part[0][0], 0));
             add_part(o, part, weight, c.shared + kScalesAt + ring.i * kScaleBytes + 4 * kScales + 32 * c.t,
                      i);
-            if constexpr (kVOffset)
-                if (i == kParts - 1) add_zero(rows, counts, weight);
         }
     };
     auto softmax = [&](Turn& turn, bool masked, Probabilities& pr, bool behind) {

@@ -645,7 +645,7 @@ MUTATIONS = (
     Mutation(
         "a lane takes V's offset off by its own P",
         "attention_sm90.cu",
-        "counts = quad_sums(counts + min(part[0][0], 0));",
+        "counts = quad_sums(counts);",
         "counts = 4 * counts;",
         "twin",
         "sm90-tile",
