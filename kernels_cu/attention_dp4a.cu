@@ -81,7 +81,8 @@ __device__ __forceinline__ void copy_values(uint4 (&to)[4][kD], const void* code
     for (s32 i = 0; i < kD * 4; i += kThreads) {
         uint4 sixteen = tile[i + threadIdx.x];
         if (kVOffset)
-            sixteen = make_uint4(sixteen.x ^ kVSigns, sixteen.y ^ kVSigns, sixteen.z ^ kVSigns, sixteen.w ^ kVSigns);
+            sixteen = make_uint4(sixteen.x ^ kVSigns, sixteen.y ^ kVSigns, sixteen.z ^ kVSigns,
+                                 sixteen.w ^ kVSigns);
         to[threadIdx.x % 4][(i + threadIdx.x) / 4] = sixteen;
     }
 }

@@ -232,7 +232,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, INTFA_MIN_BLOCKS)
 #pragma unroll
                     for (s32 r = 0; r < 2; ++r)
                         flush<0>(p.o_flush + (warp_index + 16 * m + g + 8 * r) * kD, reference[m][r],
-                              rows[m].m[r], r, t, o[m]);
+                                 rows[m].m[r], r, t, o[m]);
             }
         }
     }

@@ -20,9 +20,10 @@
 //             Warpgroups meet only there.
 // Numerics    scores are integers up to the exponent (group scales), the maximum with three operands an instruction; the
 //             first of every kCubic groups of 16 keys takes 2^x from a cubic in float16 pairs (ptx_math.cuh), the others
-//             from the special function unit. O int32 across tiles while P is relative to the running maximum: a row whose
-//             maximum grows is rescaled alone (rescale.cuh). float32 O with a reference per tile or a scale of V per block, whose
-//             reference stays until a maximum is 2^20 times larger. An exact row sum adds P in float16, in a fixed order.
+//             from the special function unit. O int32 across tiles while P is relative to the running maximum: rows whose
+//             maximum grows are rescaled, as floats where |O| < 2^22 (products_wgmma.cuh), else alone (rescale.cuh). float32 O
+//             with a reference per tile or a scale of V per block, whose reference stays until a maximum is 2^20 times larger,
+//             and with float16 P, whose reference stays for eight octaves. An exact row sum adds P in float16, in a fixed order.
 // Edges       keys beyond kv_len and rows beyond q_len are padding, or rows of the next head; tiles no row of an item sees
 //             are not copied, those no row of a warpgroup sees not multiplied; tiles that need no mask do not compute one.
 // Limits      int8 Q and K; key_block 64; key_window 0 or 64; a float P relative to the running maximum.
@@ -144,8 +145,10 @@ __device__ __forceinline__ OutputRow output_row(const Consumer& c, const Rows& r
     const s32 index = c.first_row() + c.g + 8 * r;
     const float mark = load_float(c.item + kQMarkAt + 4 * c.in_item(r)) + head.mark;
     const bool flushed = kLong && !kFloatO && reference != -INTFA_INF;
-    const OutputRow row = {c.is_there(r), end_row(p, mark, head.k_scale_max, rows.c[r], m, l),
-                           head.out + index * p.out_stride[2], kVOffset ? rows.zero[r] : 0.0f,
+    const OutputRow row = {c.is_there(r),
+                           end_row(p, mark, head.k_scale_max, rows.c[r], m, l),
+                           head.out + index * p.out_stride[2],
+                           kVOffset ? rows.zero[r] : 0.0f,
                            flushed ? p.o_flush + c.row_index(r) * kD : nullptr,
                            flushed ? exp2_approx(reference - m) : 0.0f};
     if (p.lse && c.t == 0 && row.there)
@@ -444,7 +447,8 @@ extern "C" __global__ void __launch_bounds__(kThreads + 128, 1)
                    const __grid_constant__ TensorMap k_map, const __grid_constant__ TensorMap v_map) {
     extern __shared__ __align__(1024) u8 shared_bytes[];
     const u32 first = shared_address(shared_bytes);
-    const u32 shared = kSerial ? __reduce_or_sync(0xffffffffu, first) : first;  // reduced: in a uniform register
+    const u32 shared =
+        kSerial ? __reduce_or_sync(0xffffffffu, first) : first;      // reduced: in a uniform register
     const s32 warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);  // so that the compiler knows it uniform
     if (threadIdx.x == 0) init_barriers(shared);
     __syncthreads();

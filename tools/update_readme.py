@@ -199,7 +199,7 @@ def preset_table() -> str:
         "P, relative to",
         "row sum",
         "keys",
-        "centred",
+        "before quantising",
     ]
     return markdown(head, [[f"`{name}`", *in_words(recipe)] for name, recipe in PRESETS.items()])
 
@@ -215,8 +215,10 @@ def in_words(recipe: Recipe) -> list[str]:
         "block_channel": f"{recipe.key_block} keys × channel",
     }
     granularities = (recipe.q_granularity, recipe.k_granularity, recipe.v_granularity)
-    reference = "running maximum" if recipe.p_reference == "running" else f"maximum of {recipe.key_block} keys"
-    centred = [name for name, on in (("K", recipe.smooth_k), ("V", recipe.smooth_v)) if on]
+    reference = "running maximum" if recipe.p_reference == "running" else "maximum of the tile"
+    centred = " and ".join(name for name, on in (("K", recipe.smooth_k), ("V", recipe.smooth_v)) if on)
+    before = [f"{centred} centred"] if centred else []
+    before += ["Q and K rotated"] if recipe.rotate else []
     return [
         formats[recipe.qk],
         formats[recipe.pv],
@@ -224,7 +226,7 @@ def in_words(recipe: Recipe) -> list[str]:
         f"0…{recipe.p_levels}, {reference}",
         "rounded P" if recipe.row_sum == "quantised" else "P before rounding",
         recipe.key_order.replace("_", " ") + (f", sorted in each {recipe.key_window}" if recipe.key_window else ""),
-        " and ".join(centred) or "–",
+        ", ".join(before) or "–",
     ]
 
 

@@ -108,7 +108,7 @@ STUDY = Study(
     name="v_quantisation",
     question="What should share a scale of V?",
     setup=(
-        "Starting from `fast` (P relative to the running maximum) and from `precise` (to the maximum of 64 keys), only "
+        "Starting from `fast` (P relative to the running maximum) and from `precise` (to that of its tile), only "
         "the way to quantise V is changed: one scale for all, per channel, per block of 64 keys, per block and "
         "channel, per token (folded into P before P is rounded), each with and without the mean value subtracted; "
         "beside them P in two bytes, and P and V in float16."

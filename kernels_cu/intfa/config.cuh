@@ -87,8 +87,9 @@ constexpr s32 kBr = 16 * kM * kWarps;  // rows of Q per block
 constexpr bool kIntegerPv = kPv == kInt8;
 // O is float32 where every tile brings its own factor, int32 where P is relative to the running maximum.
 constexpr bool kFloatO = !kIntegerPv || kTileRef || kVBlock;
-constexpr bool kVOffset = kIntegerPv && kTileRef && !kVBlock;  // codes of V are stored 128 too large, as bytes without a sign
-constexpr u32 kVSigns = 0x80808080;  // what makes four of them signed again
+constexpr bool kVOffset =
+    kIntegerPv && kTileRef && !kVBlock;  // codes of V are stored 128 too large, as bytes without a sign
+constexpr u32 kVSigns = 0x80808080;      // what makes four of them signed again
 
 static_assert(kD % 32 == 0 && kD <= 256,
               "INTFA_D: 32, 64, 96, 128, 192 or 256, a multiple of the MMA's depth");

@@ -86,7 +86,8 @@ __device__ __forceinline__ void start_part_of_output(Part& d, const Probabilitie
 // V that is 128 too large makes sums below 2^24 that are never negative: their bits are floats of 2^-149 a unit, subnormal
 // or just above, and need no conversion. O has 2^-49 a unit then. Rows.zero is what a channel of zeros would have, by the
 // same steps, and so takes the 128 off exactly.
-static_assert(!kVOffset || 255 * 255 * kBc < 1 << 24, "INTFA_BC: too many keys for sums that are read as floats");
+static_assert(!kVOffset || 255 * 255 * kBc < 1 << 24,
+              "INTFA_BC: too many keys for sums that are read as floats");
 constexpr float kPartUnit = kVOffset ? 0x1p100f : 1.0f, kOutputUnit = kVOffset ? 0x1p49f : 1.0f;
 
 // O += w s_v P V of part i, or w P V where s_v waits for the end; v_scales are those of the lane's first channel.
@@ -99,9 +100,8 @@ __device__ __forceinline__ void add_part(Output& o, const Part& d, const float (
 #pragma unroll
         for (s32 e = 0; e < 4; ++e) {
             s32& x = o[tile][e];
-            x = __float_as_int(
-                fma_exact(kVOffset ? __int_as_float(d[n][e]) : (float)d[n][e],
-                          w[e / 2] * (e % 2 ? v_scale.y : v_scale.x), __int_as_float(x)));
+            x = __float_as_int(fma_exact(kVOffset ? __int_as_float(d[n][e]) : (float)d[n][e],
+                                         w[e / 2] * (e % 2 ? v_scale.y : v_scale.x), __int_as_float(x)));
         }
     }
 }
