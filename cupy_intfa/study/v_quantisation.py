@@ -36,7 +36,7 @@ def schemes(reference: str) -> dict[str, Recipe]:
 
     Examples
     --------
-    >>> schemes("running")["channel, centred"].name, schemes("tile")["block_channel, centred"].name
+    >>> schemes("running")["channel, centred"].name, schemes("tile")["channel, centred"].name
     ('fast', 'precise')
     """
     base = get_recipe(REFERENCES[reference])
