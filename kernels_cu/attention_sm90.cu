@@ -89,6 +89,10 @@ struct Turn {
     bool grew[2];            // whether any of these rows of the warp has grown
 };
 
+// Octaves by which a maximum may pass the reference of O and l. Where P has another, a tile's own, weights are exact enough
+// up to many, and a branch that is all but never taken costs nothing.
+constexpr float kLag = kTileRef ? 20.0f : kRoom;
+
 // Scores of a tile to their maxima: all that comes before P.
 template <bool kMasked>
 __device__ __forceinline__ void find_maxima(Scores& s, Rows& rows, Turn& turn, const Consumer& c, u32 scales,
@@ -109,21 +113,12 @@ __device__ __forceinline__ void find_maxima(Scores& s, Rows& rows, Turn& turn, c
 #pragma unroll
     for (s32 r = 0; r < 2; ++r) {
         const float top = tile_max<kFloats>(s, r, turn.scale), before = rows.m[r];
-        if constexpr (kTileRef) {
-            // O and l keep the reference of the row's first keys until it is 2^20 too small: weights are exact enough
-            // either way, and a branch that is all but never taken costs nothing.
-            const bool grew = top > before + 20.0f;
-            turn.m_ref[r] = fmaxf(top, kNoKey);
-            turn.grew[r] = __any_sync(0xffffffffu, grew);
-            rows.m[r] = grew ? top : before;
-            turn.weight[r] = exp2_approx(turn.m_ref[r] - rows.m[r]);
-        } else {
-            const bool grew = top > before + kRoom;
-            turn.grew[r] = __any_sync(0xffffffffu, grew);
-            rows.m[r] = grew ? top : before;
-            turn.m_ref[r] = rows.m[r];
-            turn.weight[r] = 1.0f;
-        }
+        const bool grew = top > before + kLag;
+        const float own = fmaxf(top, kNoKey);
+        turn.grew[r] = __any_sync(0xffffffffu, grew);
+        rows.m[r] = grew ? top : before;
+        turn.m_ref[r] = kTileRef ? own : rows.m[r];
+        turn.weight[r] = kTileRef ? exp2_approx(turn.m_ref[r] - rows.m[r]) : 1.0f;
         turn.fall[r] = before - rows.m[r];
     }
 }
@@ -148,7 +143,7 @@ __device__ __forceinline__ OutputRow output_row(const Consumer& c, const Rows& r
     const OutputRow row = {c.is_there(r),
                            end_row(p, mark, head.k_scale_max, rows.c[r], m, l),
                            head.out + index * p.out_stride[2],
-                           kVOffset ? rows.zero[r] : 0.0f,
+                           rows.zero[r],
                            flushed ? p.o_flush + c.row_index(r) * kD : nullptr,
                            flushed ? exp2_approx(reference - m) : 0.0f};
     if (p.lse && c.t == 0 && row.there)
@@ -246,7 +241,7 @@ __device__ __forceinline__ void attend(const Consumer& c, Ring<kStages>& ring) {
         rows.c[r] = fmaxf(p.scale_log2 * load_float(c.item + kQScaleAt + 4 * c.in_item(r)), kFltMin);
         rows.m[r] = kNoKey;
         rows.l[r] = 0.0f;
-        if constexpr (kVOffset) rows.zero[r] = 0.0f;
+        rows.zero[r] = 0.0f;
     }
     Queries q;
     load_queries(q, c.item, c.warp);
@@ -341,17 +336,17 @@ __device__ __forceinline__ void attend(const Consumer& c, Ring<kStages>& ring) {
                 const float alpha = exp2_approx(turn.fall[r]);
                 if (!kSerial || in_o > 0) rescale(o, r, alpha, rows.l[r], in_o * kBc);
                 rows.l[r] *= alpha;
-                if constexpr (kVOffset) rows.zero[r] *= alpha;
+                rows.zero[r] *= alpha;
             }
             rows.l[r] += turn.sum[r];
             weight[r] = turn.weight[r] * kPartUnit;
-            counts = turn.counts;
             if constexpr (kLong && !kFloatO) {
                 if ((!kSerial || in_o > 0) && in_o % kFlushTiles == 0 &&
                     c.is_there(r))  // else the scratch is another head's
                     flush<kZero>(p.o_flush + c.row_index(r) * kD, reference[r], rows.m[r], r, c.t, o);
             }
         }
+        counts = turn.counts;
         ++summed;
     };
     auto add_values = [&](const Probabilities& now) {

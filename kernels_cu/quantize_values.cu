@@ -2,7 +2,8 @@
 // Grid/Block  1-D grid, one block per 64 keys of a head; 2 kD threads.
 // Inputs      v of any float type and strides; v_mean and, where they are per channel or tensor, v_scale from
 //             quantize_combine; key_index from quantize_rows.
-// Outputs     v: 8 bits (kD, 64) per block, the keys of each 16 in packing.V_ORDER; float16 rows. v_scale per block.
+// Outputs     v: 8 bits (kD, 64) per block, the keys of each 16 in packing.V_ORDER, 128 too large with V_OFFSET; float16 rows.
+//             v_scale per block.
 //             kv_mark (NaN where there is one).
 // Tiles       64 keys x kD channels.
 // Fragments   a thread holds 16 neighbouring stored positions of two neighbouring channels: the codes of one channel are

@@ -3,6 +3,7 @@
 #include "pipeline.cuh"
 #include "ptx_wgmma.cuh"
 #include "rescale.cuh"
+#include "score.cuh"
 #include "softmax_wgmma.cuh"
 #include "swizzle.cuh"
 
@@ -129,8 +130,7 @@ __device__ __forceinline__ void settle(s32 (&x)[kCount][4]) {
 // An integer O starts here: as floats its registers are 12582912 + O while |O| < 2^22, and so they come out of one FMA, times
 // alpha plus 12582912 (1 - alpha). The error is half a unit, and half at most by which the addend is rounded; with alpha 1
 // no bit changes.
-constexpr s32 kZero = kFloatO ? 0 : 0x4b400000;
-constexpr float kZeroFloat = 12582912.0f;
+constexpr s32 kZero = kFloatO ? 0 : kScoreBias;
 
 // O of an element, without what V's offset adds.
 __device__ __forceinline__ float float_of(s32 o, float zero) {
@@ -167,7 +167,7 @@ __device__ __forceinline__ void rescale(Output& o, s32 r, float alpha, float l, 
     bool near = __all_sync(0xffffffffu, is_near(l, keys));
     if (!near) near = __all_sync(0xffffffffu, is_seen_near(o, r));
     if (near) {
-        const float addend = fmaf(-alpha, kZeroFloat, kZeroFloat);
+        const float addend = fmaf(-alpha, kScoreBiasFloat, kScoreBiasFloat);
         scale_row(o, r, [&](s32 x) { return __float_as_int(fmaf(__int_as_float(x), alpha, addend)); });
     } else {
         const Rescale by = rescale_by(alpha, quad_sum(l));

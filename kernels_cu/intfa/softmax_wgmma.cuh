@@ -20,10 +20,10 @@ typedef u32 Probabilities[kPSteps][4];
 
 // Running state of the two rows that a lane serves.
 struct Rows {
-    float c[2];                    // scale_log2 s_q, never 0
-    float m[2];                    // running maximum, in units of log2
-    float l[2];                    // this lane's part of the row sum
-    float zero[kVOffset ? 2 : 1];  // O of a channel whose V is 0 (products_wgmma.cuh)
+    float c[2];     // scale_log2 s_q, never 0
+    float m[2];     // running maximum, in units of log2
+    float l[2];     // this lane's part of the row sum
+    float zero[2];  // O of a channel whose V is 0, where V has an offset (products_wgmma.cuh)
 };
 
 __device__ __forceinline__ float quad_max(float x) {

@@ -7,8 +7,8 @@ constant rounded down are one rounding each, and the FMA's sum is rounded once. 
   contain a rounding border: by one level of an integer, by one unit in the last place of a float;
 - a rescale, for each tile whose maximum has grown: the same 12u, and three roundings. Integer accumulators are rounded
   to a unit, and the factor to 2⁻³¹ of at most 255·127·keys: together ½ + keys·2⁻¹⁶ units, brought to the last maximum;
-  or, as floats (kernels_cu/intfa/rescale.cuh), by a unit, of which half is the factor's share, or 2⁻¹⁴ of the row's sum
-  of P, and to 2⁻²⁴ before;
+  or by way of floats (kernels_cu/intfa/rescale.cuh) by ½ or 2⁻¹⁴ of the row's sum of P, and 2⁻²⁴ before; as a float
+  itself (products_wgmma.cuh) by ½, and by ½ for the rounded addend;
 - additions: two roundings a tile each, in the emulator's float32 O as in a kernel's; the keys of a tile where l adds
   P itself; and every key after it where tensor cores add float products, whose alignment truncates each of them;
 - a weight of a tile's own reference: another 12u; the flush of a row at 65 536 keys: the same and four roundings;
@@ -50,23 +50,24 @@ class Arithmetic:
     takes it off again and is rounded for it, in rows whose largest c·s_k is 2.4·10⁻⁴ at most. ``sums_halves``: an
     exact row sum adds P rounded to float16, ``"pairs"`` of keys j and j + 8 that are rounded once more where P has 8
     bits, or ``"chain"``: those pairs one after the other through 128 keys of a tile, in float16, which every row sum of
-    a float P does. ``rescales_floats``: an integer O goes through floats when a maximum has grown. ``room``: octaves by
-    which a maximum may pass the reference of a float16 P before the reference follows. ``offset``: what V is too large
-    by where its packing says so, in sums that are rounded with it. ``cubic`` n: the first of every n groups of 16 keys
-    has P from a polynomial (`cubic_exp2`).
+    a float P does. ``rescales_by``: by how
+    many units, at least, an integer O is off that goes through floats when a maximum has grown; 0: it does not.
+    ``room``: octaves by which a maximum may pass the reference of a float16 P before the reference follows.
+    ``offset``: what V is too large by where its packing says so, in sums that are rounded with it. ``cubic`` n: the
+    first of every n groups of 16 keys has P from a polynomial (`cubic_exp2`).
     """
 
     folds_bias: bool = False
     sums_halves: str = ""
-    rescales_floats: bool = False
+    rescales_by: float = 0.0
     room: float = 0.0
     offset: float = 0.0
     cubic: int = 0
 
 
 ARITHMETIC = {
-    "sm90": Arithmetic(sums_halves="chain", rescales_floats=True, room=8.0, offset=128.0),
-    "sm80": Arithmetic(folds_bias=True, sums_halves="pairs", rescales_floats=True, room=8.0),
+    "sm90": Arithmetic(sums_halves="chain", rescales_by=1.0, room=8.0, offset=128.0),
+    "sm80": Arithmetic(folds_bias=True, sums_halves="pairs", rescales_by=0.5, room=8.0),
     "dp4a": Arithmetic(),
     "naive": Arithmetic(),
 }
@@ -125,8 +126,8 @@ def share_that_differs(actual: Array, expected: Array, bound: Bound, v: Array) -
 
 
 MOST_DIFFER = {"int8": 0.05, "float16": 0.12, "float8_e4m3": 0.05, "float8_e5m2": 0.05}
-"""By the format of Q and K, on 1024 keys of N(0, 1): measured on an H200 are up to .015, and .093 for float16, where
-the last bits of a row's first maximum move all of its P."""
+"""By the format of Q and K, on 1024 keys of N(0, 1): measured on an H200 are up to .015; for float16 .073, and .093 since
+its P has a reference that waits for eight octaves."""
 
 
 def kernel_bound(
@@ -262,12 +263,12 @@ def _tiles(recipe: Recipe, x: Float64, tile: int, kernel: Arithmetic) -> _Tiles:
     grew[:, 1:] = (running[:, 1:] > running[:, :-1]) & ~np.isneginf(running[:, :-1])
     growths = grew[:, ::-1].cumsum(axis=1)[:, ::-1] - grew
     rounding = np.full(running.shape, 0.5 + x.shape[1] * 2.0**-16)
-    if kernel.rescales_floats:
+    if kernel.rescales_by:
         finite = _finite(running)
         sums = recipe.p_top * np.exp2(x.reshape(len(x), -1, tile)[:, onward] - finite[..., None]).sum(axis=2)
         for i in range(1, count):  # to the reference after each tile
             sums[:, i] += sums[:, i - 1] * np.exp2(np.minimum(finite[:, i - 1] - finite[:, i], 0.0))
-        rounding[:, 1:] = np.maximum(1.0, 2.0**-14 * sums[:, :-1]) + 2.0**-16 * sums[:, :-1]
+        rounding[:, 1:] = np.maximum(kernel.rescales_by, 2.0**-14 * sums[:, :-1]) + 2.0**-16 * sums[:, :-1]
     reference = running[:, onward] if recipe.p_reference == "running" else m_tile
     own = reference
     if kernel.room and recipe.pv == "float16":

@@ -629,7 +629,7 @@ MUTATIONS = (
     Mutation(
         "a first reference is never left",
         "attention_sm90.cu",
-        "const bool grew = top > before + kRoom;",
+        "const bool grew = top > before + kLag;",
         "const bool grew = top > before + 1e30f;",
         "twin",
         "sm90",
