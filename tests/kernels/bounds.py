@@ -126,8 +126,8 @@ def share_that_differs(actual: Array, expected: Array, bound: Bound, v: Array) -
 
 
 MOST_DIFFER = {"int8": 0.05, "float16": 0.12, "float8_e4m3": 0.05, "float8_e5m2": 0.05}
-"""By the format of Q and K, on 1024 keys of N(0, 1): measured on an H200 are up to .015; for float16 .073, and .093 since
-its P has a reference that waits for eight octaves."""
+"""By the format of Q and K, on 1024 keys of N(0, 1): measured on an H200 are up to .015; for float16 .073, and .093
+since its P has a reference that waits for eight octaves."""
 
 
 def kernel_bound(
